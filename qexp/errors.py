@@ -1,0 +1,57 @@
+"""The mistakes a user can make; each ends in one line that names the value, the rule and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QexpError(Exception):
+    """A user's mistake: shown as one line, without a traceback, and ends the program with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(QexpError):
+    """A configuration that has no meaning, or asks for what does not exist."""
+
+
+class DataError(QexpError):
+    """A data set that is missing, damaged or of another shape than promised."""
+
+
+class CheckpointError(QexpError):
+    """A checkpoint that is missing, truncated, foreign, or made for another model."""
+
+
+class TrainingError(QexpError):
+    """A run that went wrong while it ran (a loss or an alpha that is not a number); exit code 1."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):  # noqa: N818, it is no error: the user asked for it
+    """A run that a signal ended after its checkpoint was written; typed again, it goes on.
+
+    `signal` is the signal's number, `exit_code` what a shell expects of it (130 for Ctrl-C, 143 for SIGTERM).
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {int(signal)}; the same command goes on from the checkpoint")
+        self.signal = int(signal)
+        self.exit_code = 128 + int(signal)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest of `known`, or the sorted list of all when none is near.
+
+    >>> did_you_mean("pcat", ["pact", "dorefa"])
+    " Did you mean 'pact'?"
+    >>> did_you_mean("zzz", ["pact", "dorefa"])
+    ' Known: dorefa, pact.'
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(options)}." if options else ""
