@@ -1,0 +1,70 @@
+"""Layers with quantized weights and, where asked, a quantized input; the float layer's parameters are kept."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qexp.quantizers.base import Quantizer
+
+
+class QuantConv2d(nn.Conv2d):
+    """A Conv2d whose weights pass through `weight_quantizer` and whose input through `input_quantizer`.
+
+    Takes over `layer`'s parameter tensors, so names in a state dict and an optimizer's references stay valid.
+    """
+
+    def __init__(
+        self, layer: nn.Conv2d, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
+    ) -> None:
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,  # type: ignore[arg-type]
+            device="meta",
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve the quantized input (N, C, H, W) with the quantized weights."""
+        x, weight = _quantized(self, input)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """A Linear whose weights pass through `weight_quantizer` and whose input through `input_quantizer`."""
+
+    def __init__(
+        self, layer: nn.Linear, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
+    ) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply the quantized input (..., features) by the quantized weights."""
+        x, weight = _quantized(self, input)
+        return F.linear(x, weight, self.bias)
+
+
+QUANTIZED_LAYERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] = {
+    nn.Conv2d: QuantConv2d,
+    nn.Linear: QuantLinear,
+}
+"""The float layers that have a quantized form."""
+
+
+def _quantized(layer: QuantConv2d | QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:
+    if layer.input_quantizer is not None:
+        x = layer.input_quantizer(x)
+    weight = layer.weight if layer.weight_quantizer is None else layer.weight_quantizer(layer.weight)
+    return x, weight

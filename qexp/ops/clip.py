@@ -1,0 +1,99 @@
+"""Clipping at a level that may be learned, then rounding to a uniform grid that ends at that level.
+
+Two implementations of the same equations: composed torch operations, which a compiler fuses into the
+neighbouring layers, and one autograd function for eager mode, which keeps two bytes an element for the backward
+pass instead of several floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qexp.ops.codes import Codes, uniform_codebook
+from qexp.ops.rounding import ste
+
+
+def clip(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
+    """Return clip(x, 0, level), or clip(x, -level, level) if `signed`; `level` broadcasts against x.
+
+    The gradient of x is 1 for 0 <= x < level (|x| < level), else 0; that of the level is 1 where x >= level
+    (and -1 where x <= -level). Source: PACT equations 1 and 3; the signed form is ours.
+    """
+    if signed:
+        return torch.where(x.abs() >= level, torch.where(x < 0, -level, level), x)
+    return torch.where(x >= level, level, x.clamp(min=0))
+
+
+def clip_round(
+    x: Tensor,
+    level: Tensor,
+    steps: int | None,
+    rounding: Callable[[Tensor], Tensor] = ste,
+    signed: bool = False,
+) -> Tensor:
+    """Clip `x` and round it to multiples of level / steps.
+
+    Computed in float32, returned in x's dtype. The level takes no part in the gradient of the rounding (PACT
+    equation 3: no residual inside the range).
+
+    Args:
+        x: any shape.
+        level: clip level, broadcasts against x.
+        steps: grid steps between 0 and the level; None clips without rounding.
+        rounding: real to integer.
+        signed: the range is [-level, level] instead of [0, level].
+    """
+    if rounding is ste and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _EagerClipRound.apply(x, level, steps, signed)
+    y = clip(x.float(), level, signed)
+    if steps is not None:
+        fixed = level.detach()
+        y = rounding(y * (steps / fixed)) * (fixed / steps)
+    return y.to(x.dtype)
+
+
+def clip_codes(x: Tensor, level: Tensor, steps: int, signed: bool = False) -> Codes:
+    """Return the integers behind `clip_round(x, level, steps)`, from 0 (the lowest level) up."""
+    level = level.detach()
+    lowest = -steps if signed else 0
+    clipped = clip(x.detach().float(), level, signed)
+    integers = torch.round(clipped * (steps / level)) - lowest
+    return Codes(integers.int(), uniform_codebook(lowest, steps, level / steps))
+
+
+def clipped_share(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
+    """Return the share (0 to 1) of elements at or beyond the clip level."""
+    return ((x.abs() if signed else x) >= level).float().mean()
+
+
+class _EagerClipRound(torch.autograd.Function):
+    """`clip_round` with the straight-through estimator, in few passes and with two masks saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, level: Tensor, steps: int | None, signed: bool) -> Tensor:
+        value = x.float()
+        above = value >= level
+        inside = (value > -level if signed else value >= 0).logical_and_(above.logical_not())
+        ctx.save_for_backward(above, inside)
+        ctx.level_shape, ctx.signed = level.shape, signed
+        y = torch.maximum(value, -level) if signed else value.clamp(min=0)
+        y = torch.minimum(y, level, out=y)
+        if steps is not None:
+            y = y.mul_(steps / level).round_().mul_(level / steps)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        above, inside = ctx.saved_tensors
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        grad_level = None
+        if ctx.needs_input_grad[1]:
+            clipped = grad.float() * above
+            if ctx.signed:
+                clipped -= grad.float() * (above | inside).logical_not_()
+            grad_level = clipped.sum_to_size(ctx.level_shape) if ctx.level_shape else clipped.sum()
+        return grad_x, grad_level, None, None

@@ -1,0 +1,205 @@
+"""The promise of a quantizer: what every method may rely on and what every method must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import ConfigError
+from qexp.ops.codes import Codes
+from qexp.ops.rounding import ste
+
+Rounding = Callable[[Tensor], Tensor]
+"""Rounds to the nearest integer in the forward pass; its gradient is the method's own choice."""
+
+BITS = (1, 2, 3, 4, 5, 6, 7, 8, 32)
+"""The widths a configuration may ask for; 32 means no rounding."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a quantizer stands in the network, known before any data is seen.
+
+    Attributes:
+        name: the layer's dotted name, with `_1`, `_2` ... for the later calls of a shared module.
+        kind: `weight`, `activation` (the output of a nonlinearity) or `input` (of a layer).
+        shape: of the weight (out, in, ...), or of one sample's features (C, H, W) or (C,); empty if unknown.
+        channel_axis: the axis of `shape` that counts channels.
+        signed: whether values can be negative.
+    """
+
+    name: str
+    kind: Literal["weight", "activation", "input"]
+    shape: tuple[int, ...] = ()
+    channel_axis: int = 0
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that want an optimizer setting of their own.
+
+    `lr_factor` multiplies the learning rate; `weight_decay` of None means none at all is applied.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass
+class Description:
+    """What a quantizer can say of itself, for logs, tables and figures.
+
+    `learned` holds the learned tensors by name (`alpha`, `step`), `shares` the fractions (0 to 1) seen on one
+    tensor (`clipped`), `levels` the number of distinct codes that tensor used.
+    """
+
+    learned: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
+    levels: int | None = None
+
+
+class Quantizer(nn.Module):
+    """Maps a tensor to its quantized values; one instance serves one site.
+
+    A subclass implements `forward` and `codes`; the rest has defaults that do nothing, and each says
+    when it is called. Arguments beyond `bits`, `site` and `rounding` come from the method's YAML file.
+
+    Args:
+        bits: 1 to 8, or 32 for no rounding.
+        site: where it stands.
+        rounding: real to integer; straight-through by default.
+
+    Raises:
+        ConfigError: the method does not support this width.
+    """
+
+    version: ClassVar[int] = 1
+    """Of the method's maths; part of every run's identity. Raise it when the numbers change."""
+
+    supported_bits: ClassVar[tuple[int, ...]] = BITS
+
+    acts_at_32: ClassVar[bool] = False
+    """Whether it still changes values at 32 bits (PACT clips); else a site of 32 bits is left alone."""
+
+    scope: str = "layer"
+    """How many learned values it has: `layer`, `channel`, `element`, or `network`, shared by all sites."""
+
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
+        super().__init__()
+        if bits not in self.supported_bits:
+            widths = ", ".join(map(str, self.supported_bits))
+            raise ConfigError(
+                f"{site.name}: bits={bits} is not supported by {type(self).__name__}; choose one of {widths}."
+            )
+        self.bits = bits
+        self.site = site
+        self.rounding = rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized values of `x`, same shape and dtype, differentiable as the method says."""
+        raise NotImplementedError(type(self).__name__)
+
+    def codes(self, x: Tensor) -> Codes:
+        """Return the integers behind `forward(x)`: `codes(x).decode() == forward(x)`, exactly, in float32.
+
+        Raises:
+            ConfigError: at 32 bits there are none.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def calibrate(self, x: Tensor) -> None:
+        """Start the learned tensors from data, in place, before the first step. Default: keep them."""
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Return the learned tensors by their name in the logs: `{"alpha": ...}`. Default: none."""
+        return {}
+
+    def share(self, other: Quantizer) -> None:
+        """Take over the learned tensors of `other` (scope `network`); the names of `learned` are attributes."""
+        for name, parameter in other.learned().items():
+            setattr(self, name, parameter)
+
+    def penalized(self) -> dict[str, nn.Parameter]:
+        """Return those of `learned()` that `alpha_regularization` acts on. Default: none."""
+        return {}
+
+    def parameter_groups(self) -> Iterator[ParameterGroup]:
+        """Yield groups for the optimizer. Default: every parameter of its own, without weight decay."""
+        if parameters := tuple(self.parameters()):
+            yield ParameterGroup(parameters)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return a scalar added to the loss inside the graph, after the forward pass. Default: None."""
+        return None
+
+    def after_step(self) -> None:
+        """Act after each optimizer step, under `no_grad` (clip a weight, say). Default: nothing."""
+
+    @torch.no_grad()
+    def describe(self, x: Tensor | None = None) -> Description:
+        """Return what it learned and, when `x` (its input) is given, how it treats that tensor."""
+        description = Description(learned={name: value.detach() for name, value in self.learned().items()})
+        if x is not None and self.bits < 32:
+            description.levels = int(self.codes(x).values.unique().numel())
+        return description
+
+    def require_steps(self, steps: int | None) -> int:
+        """Return `steps`, or raise ConfigError where there is no grid (32 bits)."""
+        if steps is None:
+            raise ConfigError(f"{self.site.name}: 32 bits are not rounded, so there are no integer codes.")
+        return steps
+
+    def extra_repr(self) -> str:
+        """Return the text between the brackets of `repr`."""
+        return f"bits={self.bits}, site={self.site.name!r}"
+
+
+def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Yield (site name, quantizer) for every quantizer in `model`, in the order of its modules."""
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            yield module.site.name, module
+
+
+def scope_shape(scope: str, site: Site) -> tuple[int, ...]:
+    """Return the shape of one learned value per `scope`, so that it broadcasts against (N, *site.shape).
+
+    Raises:
+        ConfigError: an unknown scope, or one that needs the site's shape where that is not known.
+    """
+    if scope in ("layer", "network"):
+        return ()
+    if scope not in ("channel", "element"):
+        raise ConfigError(f"scope={scope} is not one of layer, channel, element, network.")
+    if not site.shape:
+        raise ConfigError(f"{site.name}: scope={scope} needs the input's shape, which is not known; take layer.")
+    if scope == "element":
+        return site.shape
+    channels = site.shape[site.channel_axis]
+    return tuple(channels if axis == site.channel_axis else 1 for axis in range(len(site.shape)))
+
+
+def clip_steps(bits: int, site: Site) -> int | None:
+    """Return the grid steps between 0 and a clip level; None at 32 bits.
+
+    2^bits - 1 for values that are never negative, 2^(bits-1) - 1 on each side for those that can be.
+
+    Raises:
+        ConfigError: one bit at a signed site has no level beside zero.
+    """
+    if bits == 32:
+        return None
+    if not site.signed:
+        return 2**bits - 1
+    if bits == 1:
+        raise ConfigError(
+            f"{site.name}: 1 bit leaves no level beside zero for an input that can be negative; "
+            f"set layers.'{site.name}'.bits=2 or more."
+        )
+    return 2 ** (bits - 1) - 1

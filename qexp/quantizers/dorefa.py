@@ -1,0 +1,94 @@
+"""DoReFa: weights squashed by tanh into [-1, 1], activations clipped to [0, 1], both on a uniform grid.
+
+Zhou et al. 2016, "DoReFa-Net", arXiv 1606.06160, equations 5 to 11 (numbers from memory of the paper; the
+formulas are those of the authors' published code).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qexp.ops.clip import clip_codes, clip_round, clipped_share
+from qexp.ops.codes import Codes
+from qexp.ops.rounding import ste
+from qexp.quantizers.base import Description, Quantizer, Rounding, Site, clip_steps
+
+
+def dorefa_weight(weight: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
+    """Quantize a layer's weights to 2^bits levels from -1 to 1, equally spaced, none of them zero.
+
+    w_q = 2 round(n u) / n - 1 with u = tanh(w) / (2 max |tanh(w)|) + 1/2 and n = 2^bits - 1; the gradient runs
+    through tanh and the maximum. One bit is sign(w) E|w| with the mean held constant and sign(0) = 1.
+
+    >>> dorefa_weight(torch.tensor([-2.0, -0.1, 0.1, 2.0]), bits=2).mul(3).round().tolist()
+    [-3.0, -1.0, 1.0, 3.0]
+    >>> dorefa_weight(torch.tensor([-2.0, 0.0, 4.0]), bits=1).tolist()
+    [-2.0, 2.0, 2.0]
+    """
+    if bits == 32:
+        return weight
+    if bits == 1:
+        signs = torch.where(weight < 0, -1.0, 1.0) * weight.detach().abs().mean()
+        return signs + (weight - weight.detach())  # adds an exact zero that carries the gradient
+    steps = 2**bits - 1
+    # (2r - n) / n instead of 2 (r / n) - 1: one rounding of the float instead of two, and odd integers at once.
+    return (2 * rounding(_unit(weight) * steps) - steps) / steps
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """Map weights to [0, 1] by tanh and the largest magnitude; all-zero weights go to 1/2."""
+    squashed = torch.tanh(weight.float())
+    largest = squashed.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    return squashed / (2 * largest) + 0.5
+
+
+class DoReFaWeight(Quantizer):
+    """The weight quantizer of DoReFa, which PACT uses too. One scale per layer; nothing is learned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized weights."""
+        return dorefa_weight(x, self.bits, self.rounding)
+
+    def codes(self, x: Tensor) -> Codes:
+        """Return which of the 2^bits levels each weight takes."""
+        steps = self.require_steps(None if self.bits == 32 else 2**self.bits - 1)
+        x = x.detach()
+        if self.bits == 1:
+            scale = x.abs().mean()
+            return Codes((x >= 0).int(), torch.stack([-scale, scale]))
+        odd = torch.arange(-steps, steps + 1, 2, dtype=torch.float32, device=x.device)
+        return Codes(torch.round(_unit(x) * steps).int(), odd / steps)
+
+
+class DoReFaActivation(Quantizer):
+    """The activation quantizer of DoReFa: clip to [0, 1] (signed sites: [-1, 1], ours), then round.
+
+    At 32 bits it clips and does not round, as the authors' code does before a last layer left in float.
+    """
+
+    acts_at_32: ClassVar[bool] = True
+    level: Tensor
+
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
+        super().__init__(bits, site, rounding)
+        self.steps = clip_steps(bits, site)
+        self.register_buffer("level", torch.tensor(1.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` clipped and rounded, in x's dtype."""
+        return clip_round(x, self.level, self.steps, self.rounding, self.site.signed)
+
+    def codes(self, x: Tensor) -> Codes:
+        """Return which of the levels each element takes."""
+        return clip_codes(x, self.level, self.require_steps(self.steps), self.site.signed)
+
+    @torch.no_grad()
+    def describe(self, x: Tensor | None = None) -> Description:
+        """Add the share of elements at or beyond 1."""
+        description = super().describe(x)
+        if x is not None:
+            description.shares["clipped"] = clipped_share(x, self.level, self.site.signed)
+        return description

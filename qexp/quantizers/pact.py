@@ -1,0 +1,94 @@
+"""PACT: the ReLU becomes a clip at a learned level alpha, and what is left is rounded on a uniform grid.
+
+Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", arXiv 1805.06085v2,
+equations 1 to 3. The signed form (layer inputs that can be negative) and the scope `network` are ours.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import ConfigError
+from qexp.ops.clip import clip_codes, clip_round, clipped_share
+from qexp.ops.codes import Codes
+from qexp.ops.rounding import ste
+from qexp.quantizers.base import Description, Quantizer, Rounding, Site, clip_steps, scope_shape
+
+
+def pact(x: Tensor, alpha: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
+    """Clip `x` to [0, alpha] and round to 2^bits levels; 32 bits clip only (equations 1 and 2).
+
+    The gradient of alpha is 1 where x >= alpha, else 0 (equation 3).
+
+    >>> alpha = torch.tensor(3.0, requires_grad=True)
+    >>> y = pact(torch.tensor([-1.0, 0.4, 1.6, 5.0]), alpha, bits=2)
+    >>> y.tolist()
+    [0.0, 0.0, 2.0, 3.0]
+    >>> y.sum().backward()
+    ... alpha.grad.item()
+    1.0
+    """
+    return clip_round(x, alpha, None if bits == 32 else 2**bits - 1, rounding)
+
+
+class PACT(Quantizer):
+    """The activation quantizer of PACT; the learned tensor is `alpha`.
+
+    Args:
+        alpha: start value of every alpha, above 0 (the paper's figure 2 starts at 10).
+        scope: one alpha per `layer` (the paper's choice), `channel`, `element` (of one sample), or one for the
+            whole `network`.
+
+    Raises:
+        ConfigError: alpha not above 0; a scope that needs a shape where none is known; a signed site at 1 bit.
+    """
+
+    acts_at_32: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        bits: int,
+        site: Site,
+        rounding: Rounding = ste,
+        *,
+        alpha: float = 10.0,
+        scope: Literal["layer", "channel", "element", "network"] = "layer",
+    ) -> None:
+        super().__init__(bits, site, rounding)
+        if not alpha > 0:
+            raise ConfigError(f"alpha={alpha} does not fit: the clip level starts above 0 (the paper's 10).")
+        self.steps = clip_steps(bits, site)
+        self.scope = scope
+        self.alpha = nn.Parameter(torch.full(scope_shape(scope, site), float(alpha)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` clipped at alpha and rounded, in x's dtype."""
+        if self.scope == "element" and x.shape[1:] != self.alpha.shape:
+            raise ConfigError(
+                f"{self.site.name}: alpha.scope=element was made for inputs of {tuple(self.alpha.shape)}, "
+                f"got {tuple(x.shape[1:])}; train at the size you run at, or take scope=channel."
+            )
+        return clip_round(x, self.alpha, self.steps, self.rounding, self.site.signed)
+
+    def codes(self, x: Tensor) -> Codes:
+        """Return which of the levels each element takes."""
+        return clip_codes(x, self.alpha, self.require_steps(self.steps), self.site.signed)
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Return `alpha`."""
+        return {"alpha": self.alpha}
+
+    def penalized(self) -> dict[str, nn.Parameter]:
+        """Return `alpha`: the paper's L2 term on the clip levels (section 4)."""
+        return self.learned()
+
+    @torch.no_grad()
+    def describe(self, x: Tensor | None = None) -> Description:
+        """Add the share of elements at or beyond alpha."""
+        description = super().describe(x)
+        if x is not None:
+            description.shares["clipped"] = clipped_share(x, self.alpha, self.site.signed)
+        return description
