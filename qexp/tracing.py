@@ -1,0 +1,195 @@
+"""What a network does between its layers, read from its torch.fx graph: call sites, sources, consumers, signs."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qexp.errors import ConfigError
+from qexp.layers import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
+from qexp.quantizers.base import Quantizer
+
+RELU_MODULES = (nn.ReLU, nn.ReLU6)
+RELU_FUNCTIONS = {F.relu, F.relu6, F.relu_, torch.relu, torch.relu_}
+RELU_METHODS = {"relu", "relu_"}
+
+# Operations that only move, select or average values: what goes in decides the sign and the scale of what comes out.
+_PASSING_MODULES = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+)
+_PASSING_FUNCTIONS = {
+    torch.flatten,
+    torch.mean,
+    torch.cat,
+    torch.reshape,
+    torch.transpose,
+    torch.chunk,
+    torch.split,
+    operator.getitem,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    F.dropout,
+    F.pad,
+}
+_PASSING_METHODS = {"flatten", "view", "reshape", "mean", "contiguous", "permute", "transpose", "chunk", "split"}
+_NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Softmax)
+_NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.softmax}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        quantized = isinstance(m, (Quantizer, QuantConv2d, QuantLinear))
+        return quantized or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> tuple[fx.GraphModule, ...]:
+    """Return the graphs of `model`: one, or two (training, evaluation) where the modes differ.
+
+    The graphs share the model's modules. The model's own mode is left as it was.
+
+    Raises:
+        ConfigError: the forward pass depends on data; the text names the module where tracing stopped.
+    """
+    was_training = model.training
+    try:
+        training, evaluation = (_trace_once(model.train(mode)) for mode in (True, False))
+    finally:
+        model.train(was_training)
+    return (evaluation,) if training.code == evaluation.code else (training, evaluation)
+
+
+def _trace_once(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # fx lets through whatever the model's own code raises on a symbolic value
+        where = tracer.scope.module_path or type(model).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{type(model).__name__} cannot be traced: '{where}' does not run on symbolic values ({reason}). "
+            "Its forward pass must not branch on data; quantizer=none runs it as it is."
+        ) from error
+    return fx.GraphModule(model, graph)
+
+
+def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether `node` calls a layer that has a quantized form."""
+    return node.op == "call_module" and type(graph.get_submodule(str(node.target))) in QUANTIZED_LAYERS
+
+
+def layer_calls(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Return the calls of each quantizable layer by its name, in forward order."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        if is_layer(graph, node):
+            calls.setdefault(str(node.target), []).append(node)
+    return calls
+
+
+def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether `node` is a ReLU or ReLU6, be it a module, a function or a tensor method."""
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), RELU_MODULES)
+    if node.op == "call_function":
+        return node.target in RELU_FUNCTIONS
+    return node.op == "call_method" and node.target in RELU_METHODS
+
+
+def relu_sites(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """Return every ReLU call by a name of its own, in forward order.
+
+    A module keeps its name for its first call and gets `_1`, `_2` ... for the later ones; a functional call is
+    named `relu` inside the module that makes it.
+    """
+    taken = {name for name, _ in graph.named_modules()}
+    seen: Counter[str] = Counter()
+    sites: dict[str, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if not is_relu(graph, node):
+            continue
+        name = str(node.target) if node.op == "call_module" else _inside(node, "relu")
+        first = node.op == "call_module" or name not in taken
+        number = seen[name] if first else seen[name] + 1
+        seen[name] += 1
+        sites[f"{name}_{number}" if number else name] = node
+    return sites
+
+
+def _inside(node: fx.Node, name: str) -> str:
+    stack = list(node.meta.get("nn_module_stack") or {})
+    path = stack[-1] if stack else ""
+    return f"{path}.{name}" if path else name
+
+
+def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), _PASSING_MODULES)
+    if node.op == "call_function":
+        return node.target in _PASSING_FUNCTIONS
+    return node.op == "call_method" and node.target in _PASSING_METHODS
+
+
+def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes a passing operation takes its values from: its first argument, or all of a list of them."""
+    first: Any = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else [first]
+
+
+def sources(graph: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes that made the values `node` reads, seen through pooling, reshaping and dropout."""
+    for before in _tensor_inputs(node):
+        if _passes(graph, before):
+            yield from sources(graph, before)
+        else:
+            yield before
+
+
+def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:
+    """Return the names of the layers that `node`'s values reach before the next layer or ReLU."""
+    found: set[str] = set()
+    seen: set[fx.Node] = set()
+    queue = list(node.users)
+    while queue:
+        user = queue.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if is_layer(graph, user):
+            found.add(str(user.target))
+        elif not is_relu(graph, user):
+            queue.extend(user.users)
+    return found
+
+
+def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the values of `node` can be shown never to be negative."""
+    if is_relu(graph, node):
+        return True
+    if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), _NONNEGATIVE_MODULES):
+        return True
+    if node.op == "call_function" and node.target in _NONNEGATIVE_FUNCTIONS:
+        return True
+    if _passes(graph, node):
+        return all(nonnegative(graph, before) for before in _tensor_inputs(node))
+    if node.op in ("call_function", "call_method") and node.target in {
+        operator.add,
+        operator.iadd,
+        torch.add,
+        "add",
+    }:
+        return all(isinstance(arg, fx.Node) and nonnegative(graph, arg) for arg in node.args[:2])
+    return False
