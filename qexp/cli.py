@@ -1,0 +1,52 @@
+"""The program `qexp`: a command's name to the command. Standard library only, so that --help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from qexp import __version__
+from qexp.command_help import COMMANDS, HYDRA_COMMANDS, command_help, program_help
+from qexp.errors import QexpError, did_you_mean
+
+_HELP = ("--help", "-h")
+_MODULES = {"list": "catalog"}
+"""Commands whose module has another name: `list` is a word of Python."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` (default: this process's arguments) names and return the exit code.
+
+    0 done; 1 a bug, or a failed job of a sweep; 2 a user's mistake; 130 Ctrl-C; 143 SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in (*_HELP, "help"):
+        print(program_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"qexp {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"qexp: unknown command '{command}'.{did_you_mean(command, COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(command, rest)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    try:
+        if command not in HYDRA_COMMANDS:
+            return int(importlib.import_module(f"qexp.commands.{_MODULES.get(command, command)}").main(arguments) or 0)
+        if any(argument in _HELP for argument in arguments):
+            print(command_help(command, arguments))
+            return 0
+        return int(importlib.import_module("qexp.hydra_app").main(command, arguments))
+    except QexpError as error:
+        print(f"qexp {command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `qexp list | head`: the reader has seen enough
+        sys.stderr.close()
+        return 0

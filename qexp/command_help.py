@@ -1,0 +1,133 @@
+"""What `qexp --help` and `qexp <command> --help` print; options are read from the folder's names, without Hydra."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qexp.paths import config_dir
+
+HYDRA_COMMANDS = {
+    "train": "train a network, or a sweep of them; what is done is skipped, what was stopped goes on",
+    "eval": "measure a finished run, or a float checkpoint",
+    "explain": "print the plan, layer by layer, before any time is spent",
+}
+COMMANDS = {
+    **HYDRA_COMMANDS,
+    "list": "methods, models, data sets and experiments, each with its source",
+    "status": "which jobs of a sweep are done, running, failed, missing",
+    "table": "runs as a table: mean, n, 95% interval; beside what a paper printed",
+    "plot": "how every alpha moved, learning curves",
+    "bench": "how fast training, evaluation and start-up are here",
+}
+
+_LINES = {
+    "train": (
+        ("qexp train quantizer=pact bits=4", "one run on the embedded digits, 4-bit weights and activations"),
+        ("qexp train model=resnet20 dataset.root=DIR", "ResNet20 on CIFAR-10 (DIR holds the data)"),
+        ("qexp train -m quantizer=pact,dorefa bits=2,4 seed=0,1,2", "a sweep of 12 runs; typed again, it goes on"),
+        ("qexp train bits=w4a8 first_last=8", "4-bit weights, 8-bit activations, 8-bit ends"),
+        ("qexp train \"layers.'layer1.*'.bits=2\"", "one part of the network apart, by pattern"),
+    ),
+    "eval": (
+        ("qexp eval eval.run=outputs/train/RUN", "a finished run, on the test split"),
+        ("qexp eval eval.run=RUN eval.split=validation", "on the part that was carved from the training data"),
+        ("qexp eval quantizer=none model=resnet20_v1 model.weights=FILE", "a float checkpoint"),
+    ),
+    "explain": (
+        ("qexp explain quantizer=pact bits=4 model=resnet18", "what each layer becomes"),
+        ("qexp explain bits=w4a8 first_last=8 explain.format=json", "the same, for a program"),
+        ("qexp explain \"layers.'layer4.*'.bits=2\"", "with a part set apart"),
+    ),
+}
+
+_KEYS = {
+    "epochs, batch_size, seed": "the run's length, images per step, the random numbers",
+    "bits, bits.weight, bits.first": "widths: 1 to 8, or 32 for no rounding; bits=w4a8 sets two",
+    "first_last": "bits of both ends: a width, or same; default: as the method's paper",
+    "layers.'<glob>'.bits": "also .quantizer and .scope; the last pattern that matches wins",
+    "quantizer.activation.scope": "one alpha per layer, channel, element or network (pact)",
+    "alpha_regularization.lambda_alpha": "the penalty on alpha; 0 for none, or weight_decay",
+    "optimizer.lr, optimizer.weight_decay": "of the chosen optimizer",
+    "trainer.device, trainer.precision": "auto, cpu, cuda; float32, bfloat16",
+    "model.weights": "start from a float checkpoint or a run's folder",
+    "output_dir, experiment.name": "runs go to <output_dir>/<experiment.name>/<run>",
+}
+
+_OPTIONS = {
+    "-m, --multirun": "one job for each combination of comma-separated values",
+    "--dry-run": "train: list what would run, and how far each run is",
+    "--cfg job": "print the composed configuration and stop",
+    "--config-dir DIR": "look for configurations in DIR too (a method of your own)",
+    "--plugin NAME": "allow a _target_ in the Python package NAME, too",
+    "-sc install=SHELL": 'completion; for bash or zsh: eval "$(qexp train -sc install=bash)"',
+}
+_GROUP_ORDER = ("model", "dataset", "quantizer", "bits", "alpha_regularization", "optimizer", "schedule")
+
+
+def program_help() -> str:
+    """Return the commands with a line each."""
+    lines = [f"  {name:9}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        (
+            "qexp: experiments in neural-network quantization, from a trained run to the paper's table.",
+            "",
+            "usage: qexp <command> [key=value ...]      qexp <command> --help      qexp --version",
+            "",
+            *lines,
+            "",
+            "Start with: qexp train quantizer=pact bits=4        (about a minute, no download)",
+        )
+    )
+
+
+def command_help(command: str, arguments: Sequence[str] = ()) -> str:
+    """Return what `command` does, lines to type, the groups with their options, and the most used keys.
+
+    Options of the folder behind `--config-dir` in `arguments` are listed with qexp's own.
+    """
+    width = max(len(line) for line, _ in _LINES[command])
+    lines = [
+        f"qexp {command}: {HYDRA_COMMANDS[command]}.",
+        "",
+        f"usage: qexp {command} [options] [group=option ...] [key=value ...]",
+        "",
+        *(f"  {line:{width}}  {text}" for line, text in _LINES[command]),
+        "",
+        "Groups (group=option):",
+    ]
+    for group, options in _groups(arguments):
+        text = ", ".join(options)
+        lines += textwrap.wrap(f"  {group:21}{text}", 110, subsequent_indent=" " * 23, break_on_hyphens=False)
+    lines += ["", "Keys used most (all of them: --cfg job):"]
+    lines += [f"  {key:37}{text}" for key, text in _KEYS.items()]
+    lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in _OPTIONS.items())]
+    return "\n".join(lines)
+
+
+def _groups(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    folders = [config_dir(), *_extra_dir(arguments)]
+    found: dict[str, set[str]] = {"bits": {"1 ... 8", "32", "w<n>a<m>"}}
+    for folder in folders:
+        for file in folder.glob("*/**/*.yaml"):
+            group, *rest = file.relative_to(folder).with_suffix("").parts
+            if group != "hydra":
+                found.setdefault(group, set()).add("/".join(rest))
+    order = [*_GROUP_ORDER, *sorted(set(found) - set(_GROUP_ORDER))]
+    for group in order:
+        if group in found:
+            yield group, sorted(found[group], key=_natural)
+
+
+def _natural(text: str) -> tuple[object, ...]:
+    """Sort resnet9 before resnet20."""
+    digits = "".join(character if character.isdigit() else " " for character in text).split()
+    return (text.rstrip("0123456789"), *map(int, digits))
+
+
+def _extra_dir(arguments: Sequence[str]) -> Iterator[Path]:
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, joined = option.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield Path(joined or value)

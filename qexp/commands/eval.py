@@ -1,0 +1,83 @@
+"""`qexp eval`: measures a run's network, or one composed here, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qexp.build import build
+from qexp.config import Config
+from qexp.errors import CheckpointError, ConfigError
+from qexp.runs import RunDirectory
+
+SAME = 1e-9
+"""Accuracies of the same network on the same samples differ by whole samples or not at all."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Print loss and accuracy of `eval.run` (or of the network composed here) on `eval.split`.
+
+    A run's test accuracy is compared with its result.json.
+
+    Returns:
+        `path`, `status` (done), `metrics`, `primary_metric`, `matches` (True, False, or None without a record).
+
+    Raises:
+        ConfigError: nothing to evaluate: neither a run nor weights.
+        CheckpointError: the run's checkpoint is missing, damaged or of another network.
+    """
+    from qexp.commands.network import build_network
+    from qexp.lit.evaluate import evaluate
+    from qexp.lit.start import seed_everything
+
+    if config.eval.run is None and not config.model.get("weights"):
+        raise ConfigError("eval: name what to evaluate: eval.run=<run folder>, or model.weights=<checkpoint>.")
+    source = build(config.dataset)
+    seed_everything(config.seed)
+    network = build_network(config, source)
+    folder = None if config.eval.run is None else RunDirectory(config.eval.run)
+    if folder is not None:
+        load_run(network, folder)
+    metrics = evaluate(network, source, config, config.eval.split)
+    place = str(folder.path) if folder is not None else str(Path(config.model["weights"]))
+    primary = f"{'test' if config.eval.split == 'test' else 'val'}_accuracy"
+    for name, value in metrics.items():
+        print(f"{name.replace('_', ' '):14} {value:.4f}")
+    matches = _compare(folder, metrics) if folder is not None else None
+    return {
+        "run_id": folder.path.name if folder is not None else "",
+        "path": place,
+        "status": "done",
+        "metrics": metrics,
+        "primary_metric": primary,
+        "matches": matches,
+    }
+
+
+def load_run(network: Any, folder: RunDirectory) -> None:
+    """Load a run's last checkpoint into its network.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another network; the message lists what does not fit.
+    """
+    from qexp.lit.checkpoint import network_state, read_checkpoint
+
+    state = network_state(read_checkpoint(folder.checkpoint))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f"{folder.checkpoint}: made for another network than its config.yaml describes: {' '.join(lines)}"
+        ) from error
+
+
+def _compare(folder: RunDirectory, metrics: dict[str, float]) -> bool | None:
+    result = folder.read_result()
+    recorded = (result or {}).get("test_accuracy")
+    if recorded is None or "test_accuracy" not in metrics:
+        return None
+    matches = abs(recorded - metrics["test_accuracy"]) <= SAME
+    verdict = "the same as in" if matches else f"NOT the {recorded:.4f} of"
+    print(f"{verdict} {folder.path / 'result.json'}")
+    return matches

@@ -1,0 +1,186 @@
+"""`qexp explain`: the plan of a network, layer by layer, before any time is spent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qexp.build import build
+from qexp.commands.network import build_float, scheme
+from qexp.config import Config
+from qexp.hardware.cost import bit_operations, convolution_macs, linear_macs, packed_bytes
+from qexp.plan import LayerPlan, Plan, make_plan
+from qexp.quantizers.base import Quantizer
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer as it is shown: names and bits, and what it costs for one sample.
+
+    `bit_operations` counts a float operand as 32 bits; `weight_bytes` is the packed size of the weights alone.
+    """
+
+    name: str
+    kind: str
+    weight: str
+    weight_bits: int
+    activation: str
+    activation_bits: int
+    scope: str
+    signed: bool
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    bit_operations: int
+    weight_bytes: int
+    note: str
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Print the plan of `config`'s network as text or JSON and return what was printed as JSON."""
+    source = build(config.dataset)
+    plan = make_plan(build_float(config, source), scheme(config, source), source.shape)
+    report = summary(config, plan)
+    if config.explain.format == "json":
+        print(json.dumps(report, indent=1))
+    else:
+        _print(report)
+    return report
+
+
+def summary(config: Config, plan: Plan) -> dict[str, Any]:
+    """Return the whole plan as plain values: `layers`, `activations`, `alphas`, `totals`, and what stays float."""
+    rows = [layer_row(layer, plan) for layer in plan.layers]
+    learned = {id(value): value for quantizer in plan.quantizers() for value in quantizer.learned().values()}
+    ends = {"first": config.first_bits, "last": config.last_bits}
+    return {
+        "model": config.names["model"],
+        "dataset": config.names["dataset"],
+        "quantizer": config.names["quantizer"],
+        "bits": {"weight": config.bits.weight, "activation": config.bits.activation},
+        **{end: {"weight": weight, "activation": activation} for end, (weight, activation) in ends.items()},
+        "layers": [asdict(row) for row in rows],
+        "activations": [_site_row(site) for site in plan.sites],
+        "alphas": len(learned),
+        "alpha_values": sum(value.numel() for value in learned.values()),
+        "float_modules": [{"name": name, "kind": kind} for name, kind in plan.float_modules],
+        "totals": {
+            key: sum(getattr(row, key) for row in rows)
+            for key in ("parameters", "macs", "bit_operations", "weight_bytes")
+        },
+    }
+
+
+def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
+    """Return what is shown of one layer; its activation is its own input quantizer, or the ReLUs that feed it."""
+    sites = {site.name: site for site in plan.sites}
+    fed = [sites[name].quantizer for name in layer.fed_by]
+    readers = (
+        [layer.input] if layer.input is not None else [quantizer for quantizer in fed if quantizer is not None]
+    )
+    macs = (linear_macs if layer.kind == "Linear" else convolution_macs)(layer.weight_shape, layer.output_shape)
+    parameters = 1
+    for side in layer.weight_shape:
+        parameters *= side
+    return LayerRow(
+        name=layer.name,
+        kind=layer.kind,
+        weight=_label(layer.weight),
+        weight_bits=layer.weight_bits,
+        activation=", ".join(dict.fromkeys(_label(reader) for reader in readers)) or "float",
+        activation_bits=layer.activation_bits,
+        scope=", ".join(dict.fromkeys(reader.scope for reader in readers if reader.learned())),
+        signed=any(reader.site.signed for reader in readers),
+        shape=layer.weight_shape,
+        parameters=parameters,
+        macs=macs,
+        bit_operations=bit_operations(macs, layer.weight_bits, layer.activation_bits),
+        weight_bytes=packed_bytes(parameters, layer.weight_bits),
+        note=layer.note,
+    )
+
+
+def _site_row(site: Any) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "quantizer": _label(site.quantizer, kept="ReLU"),
+        "bits": site.bits,
+        "scope": site.quantizer.scope if site.quantizer is not None and site.quantizer.learned() else "",
+        "shape": site.shape,
+        "feeds": site.feeds,
+    }
+
+
+def _label(quantizer: Quantizer | None, kept: str = "float") -> str:
+    return kept if quantizer is None else type(quantizer).__name__
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(width=None if Console().is_terminal else 160)
+    bits, first, last = (report[key] for key in ("bits", "first", "last"))
+    console.print(
+        f"[bold]{report['model']}[/] for {report['dataset']}, quantizer={report['quantizer']}, "
+        f"{_widths(bits)}; first layer {_widths(first)}, last layer {_widths(last)}"
+    )
+    console.print(_layer_table(report))
+    if any(site["quantizer"] != "ReLU" for site in report["activations"]):
+        console.print(_site_table(report))
+    for module in report["float_modules"]:
+        console.print(f"stays float: {module['name']} ({module['kind']} has no quantized form)")
+    totals = report["totals"]
+    console.print(
+        f"{len(report['layers'])} layers, {report['alphas']} learned clip levels or steps "
+        f"({report['alpha_values']:,} values); for one sample {totals['macs']:,} multiply-accumulates, "
+        f"{totals['bit_operations']:,} bit-operations; packed weights {totals['weight_bytes']:,} bytes "
+        f"({4 * totals['parameters'] / max(totals['weight_bytes'], 1):.2f} times smaller than float32)."
+    )
+
+
+def _widths(widths: dict[str, int]) -> str:
+    return f"W{widths['weight']}A{widths['activation']}"
+
+
+def _layer_table(report: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Layers", title_justify="left", pad_edge=False)
+    for name in ("layer", "kind", "weights", "W", "activation in", "A", "scope", "sign"):
+        table.add_column(name, justify="right" if name in "WA" else "left")
+    for name in ("parameters", "MACs", "bit-operations", "bytes"):
+        table.add_column(name, justify="right")
+    table.add_column("stays float")
+    for row in report["layers"]:
+        sign = "±" if row["signed"] else "+"
+        table.add_row(
+            *(row["name"], row["kind"], row["weight"], str(row["weight_bits"])),
+            *(
+                row["activation"],
+                str(row["activation_bits"]),
+                row["scope"],
+                sign if row["activation"] != "float" else "",
+            ),
+            *(f"{row[key]:,}" for key in ("parameters", "macs", "bit_operations", "weight_bytes")),
+            row["note"],
+        )
+    return table
+
+
+def _site_table(report: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="ReLU calls", title_justify="left", pad_edge=False)
+    for name in ("call", "becomes", "A", "scope", "shape", "feeds"):
+        table.add_column(name, justify="right" if name == "A" else "left")
+    for site in report["activations"]:
+        shape = "x".join(map(str, site["shape"]))
+        values = (
+            site["name"],
+            site["quantizer"],
+            str(site["bits"]),
+            site["scope"],
+            shape,
+            ", ".join(site["feeds"]),
+        )
+        table.add_row(*values)
+    return table

@@ -1,0 +1,76 @@
+"""From a configuration to the network that a command runs: float model, its weights, the plan, the quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from qexp.build import build
+from qexp.config import Config, LayerSetting
+from qexp.convert import quantize_model
+from qexp.data.base import DataSource
+from qexp.models.weights import load_weights
+from qexp.plan import Factory, LayerRule, Method, Scheme, Widths, make_plan
+from qexp.quantizers.base import Quantizer
+
+
+def build_float(config: Config, source: DataSource) -> nn.Module:
+    """Return the float model, its random start drawn from `seed`, or loaded from `model.weights`."""
+    node = dict(config.model)
+    weights = node.pop("weights", None)
+    torch.manual_seed(config.seed)
+    model: nn.Module = build(node, input_shape=source.shape, num_classes=source.num_classes)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def build_network(config: Config, source: DataSource) -> nn.Module:
+    """Return the quantized network of `config`; without any quantizer the float model as it is.
+
+    Raises:
+        ConfigError: the model cannot be traced, a layer pattern matches nothing, a method refuses a site.
+        CheckpointError: `model.weights` does not fit.
+    """
+    model = build_float(config, source)
+    if not config.quantized and not any(setting.method for setting in config.layers):
+        return model
+    return quantize_model(make_plan(model, scheme(config, source), source.shape))
+
+
+def scheme(config: Config, source: DataSource) -> Scheme:
+    """Return what decides the plan of `config`'s network."""
+    return Scheme(
+        method=_method(config.names["quantizer"], config.quantizer),
+        bits=Widths(config.bits.weight, config.bits.activation),
+        first=Widths(*config.first_bits),
+        last=Widths(*config.last_bits),
+        rules=tuple(_rule(setting) for setting in config.layers),
+        rounding=lambda: build(config.rounding),
+        input_range=source.input_range(),
+    )
+
+
+def _method(name: str, node: Mapping[str, Any]) -> Method:
+    return Method(name, _factory(node.get("weight")), _factory(node.get("activation")), node["placement"])
+
+
+def _factory(node: Mapping[str, Any] | None) -> Factory | None:
+    """Return a maker of quantizers: what a site adds overrides what the file says (a rule's `scope`)."""
+    if node is None:
+        return None
+
+    def make(**extra: object) -> Quantizer:
+        quantizer: Quantizer = build({**node, **extra})
+        return quantizer
+
+    return make
+
+
+def _rule(setting: LayerSetting) -> LayerRule:
+    weight, activation = setting.bits or (None, None)
+    method = None if setting.method is None else _method(setting.quantizer or "", setting.method)
+    return LayerRule(setting.pattern, weight, activation, method, setting.scope)

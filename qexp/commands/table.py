@@ -1,0 +1,123 @@
+"""`qexp table`: any runs as a table, or a paper's table beside the runs that measure the same."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qexp.errors import ConfigError
+from qexp.published import artefact_names, is_artefact, load_artefact
+from qexp.report.collect import DEFAULT_ROOT, collect
+from qexp.report.measured import measured_table
+from qexp.report.tables import FORMATS, SUFFIXES, Table, render
+from qexp.report.verdicts import published_table
+from qexp.runs import atomic_write, find_runs
+
+_EXAMPLES = """\
+examples:
+  qexp table                                   every run below outputs/
+  qexp table outputs/train --by model,bits     group by these keys only; runs of other recipes are refused
+  qexp table --metric test_loss --format markdown
+  qexp table outputs/train --output runs.tex   the form follows the name: .md .csv .tex .txt
+  qexp table pact/table1                       the paper's table: published | measured | difference | verdict
+  qexp table pact/table1 --only resnet20 --runs outputs/train
+
+A row is a group of runs that differ in nothing but the seed. From three seeds on it has a 95% t-interval.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    options = argparse.ArgumentParser(
+        prog="qexp table",
+        description="Put finished runs into a table, or beside the numbers that a paper printed.",
+        epilog=_EXAMPLES + f"\npublished tables: {', '.join(artefact_names())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument(
+        "what", nargs="*", metavar="RUN", help="runs or folders of runs (outputs), or one published table"
+    )
+    options.add_argument(
+        "--by", metavar="KEYS", help="keys to group by, with commas: model,dataset,quantizer,bits"
+    )
+    options.add_argument("--metric", default=None, help="the number to show (test_accuracy)")
+    options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
+    options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
+    options.add_argument(
+        "--runs", type=Path, action="append", metavar="FOLDER", help="for a published table: where its runs are"
+    )
+    options.add_argument(
+        "--only", default="", metavar="TEXT", help="for a published table: rows that contain this"
+    )
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print or write the table.
+
+    Raises:
+        QexpError: a folder that is not there, an unknown key or metric, recipes that do not mix.
+    """
+    arguments = parser().parse_args(list(argv))
+    table = _published(arguments) if any(map(is_artefact, arguments.what)) else _measured(arguments)
+    form = arguments.format or _form_of(arguments.output)
+    if arguments.output is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(render(table, form, width), end="")
+        if form == "csv":
+            print(*table.notes, sep="\n", end="\n" if table.notes else "", file=sys.stderr)
+        return 0
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(arguments.output, render(table, form))
+    except OSError as error:
+        raise ConfigError(f"--output {arguments.output}: cannot be written ({error.strerror})") from error
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def _measured(arguments: argparse.Namespace) -> Table:
+    for option in ("runs", "only"):
+        if getattr(arguments, option):
+            raise ConfigError(
+                f"--{option} belongs to a published table, such as {artefact_names()[0]}; name runs as they are"
+            )
+    papers = {name.partition("/")[0] for name in artefact_names()}
+    for name in arguments.what:
+        if name.partition("/")[0] in papers and not Path(name).exists():
+            load_artefact(name)  # a mistyped table, not a folder: the message names the nearest
+    roots = [Path(name) for name in arguments.what] or [Path(DEFAULT_ROOT)]
+    by = [key.strip() for key in arguments.by.split(",")] if arguments.by else None
+    return measured_table(collect(roots), arguments.metric or "test_accuracy", by)
+
+
+def _published(arguments: argparse.Namespace) -> Table:
+    if len(arguments.what) > 1:
+        raise ConfigError(
+            f"{' '.join(arguments.what)}: one published table at a time; name its runs with --runs FOLDER"
+        )
+    for option in ("by", "metric"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option} is set by the published table itself: leave it out")
+    artefact = load_artefact(arguments.what[0])
+    rows = list(dict.fromkeys(cell.row for cell in artefact.cells))
+    if not any(arguments.only.lower() in row.lower() for row in rows):
+        raise ConfigError(f"--only {arguments.only}: no row contains this; the rows are {', '.join(rows)}")
+    # Without runs the table still tells what to run: an empty default folder is no mistake here.
+    runs = collect(arguments.runs) if arguments.runs else find_runs(Path(DEFAULT_ROOT))
+    return published_table(artefact, runs, arguments.only)
+
+
+def _form_of(output: Path | None) -> str:
+    """Return the form that a file's name asks for; the terminal's without a file."""
+    if output is None:
+        return "terminal"
+    if output.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"--output {output}: '{output.suffix}' tells no form; use {', '.join(SUFFIXES)},"
+            " or name one with --format"
+        )
+    return SUFFIXES[output.suffix]

@@ -1,0 +1,289 @@
+"""`qexp train`: one run, from its identity to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qexp.build import build
+from qexp.commands import distributed
+from qexp.config import Config
+from qexp.errors import Interrupted, QexpError, TrainingError
+from qexp.files import file_digest
+from qexp.identity import config_digest, identity, run_id
+from qexp.runs import FORMAT_VERSION, RunDirectory
+
+PRIMARY_METRIC = "test_accuracy"
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run before anything is spent on it: its data, its name and its folder."""
+
+    config: Config
+    source: Any
+    identity: dict[str, Any]
+    run: RunDirectory
+
+    @property
+    def run_id(self) -> str:
+        """The run's name, and its folder's."""
+        return self.run.path.name
+
+    def record(self, status: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a sweep's summary shows of this job."""
+        return {
+            "run_id": self.run_id,
+            "path": str(self.run.path),
+            "status": status,
+            "metrics": (result or {}).get("metrics", {}),
+            "primary_metric": PRIMARY_METRIC,
+        }
+
+
+def plan(config: Config) -> Planned:
+    """Name the run of `config`; reads the data's digest, writes nothing.
+
+    Raises:
+        ConfigError, DataError: the configuration or the data do not allow a run.
+    """
+    source = build(config.dataset)
+    digests = {"data": source.digest()}
+    weights = config.model.get("weights")
+    if weights:
+        path = Path(weights)
+        digests["weights"] = file_digest(path / "last.ckpt" if path.is_dir() else path)
+    compiled = _compiled(config, source)
+    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=compiled))
+    content = identity(config, digests, compiled=compiled)
+    name = run_id(config, content)
+    folder = Path(config.output_dir) / config.experiment.name / name
+    return Planned(config, source, content, RunDirectory(folder))
+
+
+def _compiled(config: Config, source: Any) -> bool:
+    """Decide `trainer.compile` before the run has a name: it is part of the identity."""
+    if config.trainer.compile is False:
+        return False
+    import torch
+
+    from qexp.lit import compiling
+    from qexp.lit.evaluate import device_of
+
+    device = device_of(config)
+    steps = _epoch_steps(json.dumps(config.dataset, sort_keys=True), config.batch_size) * config.epochs
+    with torch.device("meta"):  # shapes without numbers: only its layers' kinds matter
+        node = {key: value for key, value in config.model.items() if key != "weights"}
+        network = build(node, input_shape=source.shape, num_classes=source.num_classes)
+    return compiling.decide(config.trainer.compile, network, steps, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_steps(dataset: str, batch_size: int) -> int:
+    """Steps of one epoch; cached, because the jobs of a sweep mostly share their data."""
+    return len(build(json.loads(dataset)).train_batches(batch_size, 0, "cpu"))
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """Return the record of what `run` would do: nothing is written (`--dry-run`)."""
+    planned = plan(config)
+    status = planned.run.status()
+    will = {"done": "skip", "interrupted": "resume" if planned.run.checkpoint.exists() else "start"}
+    record = planned.record(will.get(status, "start"), planned.run.read_result())
+    print(f"{record['status']:7} {planned.run.path}")
+    return record
+
+
+def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
+    """Train, evaluate and record one run, or skip it when its result is there.
+
+    Returns:
+        `run_id`, `path`, `status` (done or skipped), `metrics`, `primary_metric`.
+
+    Raises:
+        QexpError: a mistake or a failed training; the run's folder says why.
+        Interrupted: a signal; the same command goes on from the checkpoint.
+    """
+    if dry_run:
+        return preview(config)
+    planned = plan(config)
+    result = planned.run.read_result()
+    if result is not None:
+        accuracy = result.get(PRIMARY_METRIC)
+        print(f"done already: {planned.run.path}  test accuracy {accuracy}")
+        return planned.record("skipped", result)
+    if distributed.wants_launch(config):
+        _launch(planned)
+    elif distributed.rank() > 0:
+        _help(planned)
+    else:
+        _own(planned)
+    return planned.record("done", planned.run.read_result())
+
+
+def _own(planned: Planned) -> None:
+    """Run in this process, which alone locks and writes the folder."""
+    from qexp.lit.environment import describe
+
+    network = _network(planned)
+    planned.run.prepare(planned.config.plain, planned.identity, describe())
+    with planned.run.lock():
+        if planned.run.read_result() is None:
+            with _recording_failure(planned.run), _run_log(planned.run):
+                _train(planned, network)
+
+
+def _help(planned: Planned) -> None:
+    """Train as one of the further processes of a job: nothing is written here."""
+    from qexp.lit.fit import fit
+
+    fit(_network(planned), planned.source, planned.config, planned.run)
+
+
+def _launch(planned: Planned) -> None:
+    """Run in several processes; the folder gets the reason of the one that failed first."""
+    try:
+        distributed.launch(planned.config)
+    except Interrupted:
+        raise
+    except QexpError as error:
+        if planned.run.path.exists() and not planned.run.locked():
+            planned.run.write_failure(str(error), error.exit_code)
+        raise
+
+
+def _network(planned: Planned) -> Any:
+    """Build the network before the folder exists: a mistake in it leaves nothing behind."""
+    from qexp.commands.network import build_network
+    from qexp.lit.start import seed_everything
+
+    seed_everything(planned.config.seed)
+    return build_network(planned.config, planned.source)
+
+
+def _train(planned: Planned, network: Any) -> dict[str, Any]:
+    from qexp.lit.evaluate import evaluate
+    from qexp.lit.fit import fit
+
+    config, run_folder = planned.config, planned.run
+    run_folder.clear_failure()
+    resumed = run_folder.checkpoint.exists()
+    print(f"{'going on with' if resumed else 'training'} {run_folder.path}", flush=True)
+    metrics = fit(network, planned.source, config, run_folder)
+    seconds, compiled = metrics.pop("train_seconds"), bool(metrics.pop("compiled"))
+    metrics |= evaluate(network, planned.source, config, "test")
+    figure = _figures(planned, metrics)
+    result = {
+        "format_version": FORMAT_VERSION,
+        "run_id": planned.run_id,
+        "status": "done",
+        "metrics": metrics,
+        "primary_metric": PRIMARY_METRIC,
+        "higher_is_better": True,
+        "test_accuracy": metrics[PRIMARY_METRIC],
+        "train_seconds": round(seconds, 3),
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "compiled": compiled,
+        "config_digest": config_digest(config),
+        "data_digest": planned.identity["digests"]["data"],
+        "budget": {"epochs": config.epochs, "train_seconds": round(seconds, 3)},
+        "warnings": run_folder.read_warnings(),
+    }
+    run_folder.write_result(result)
+    _say_result(planned, result, figure)
+    return result
+
+
+def _figures(planned: Planned, metrics: dict[str, float]) -> Path | None:
+    """Draw how every alpha moved, and put the figure and the final numbers where TensorBoard shows them."""
+    from qexp.lit.summary import write_summary
+    from qexp.report.plots import alpha_figure
+
+    figure = None
+    has_alphas = any(name.startswith(("alpha/", "step/")) for name in metrics)
+    if has_alphas:
+        figure = alpha_figure(planned.run.path)
+    epochs = planned.config.epochs
+    step = max((row[1] for row in planned.run.metrics.rows()), default=0)
+    final = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    planned.run.metrics.append(epochs, step, final)
+    targets = [str(node.get("_target_")) for node in planned.config.logger.values()]
+    path = planned.run.figures / "alpha.png"
+    if figure is not None:
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=150)
+    if "qexp.lit.loggers.tensorboard" in targets:
+        write_summary(planned.run.events, planned.config, metrics, step, figure)
+    return path if figure is not None else None
+
+
+def _say_result(planned: Planned, result: dict[str, Any], figure: Path | None) -> None:
+    print(f"test accuracy {result['test_accuracy']:.4f}  ({planned.config.epochs} epochs)")
+    print(f"run           {planned.run.path}")
+    if figure is not None:
+        print(f"figure        {figure}")
+    if planned.run.events.exists():
+        print(f"see also      tensorboard --logdir {planned.run.path.parent}", flush=True)
+
+
+@contextlib.contextmanager
+def _recording_failure(folder: RunDirectory) -> Iterator[None]:
+    """Leave the reason of an early end in the folder, and turn a full disk into one line."""
+    try:
+        yield
+    except Interrupted as stop:
+        folder.write_failure(str(stop), stop.exit_code, "interrupted")
+        raise
+    except KeyboardInterrupt:
+        folder.write_failure("interrupted outside the training loop", 130, "interrupted")
+        raise
+    except QexpError as error:
+        folder.write_failure(str(error), error.exit_code)
+        raise
+    except OSError as error:
+        if error.errno not in _DISK:
+            folder.write_failure(f"{type(error).__name__}: {error}", 1)
+            raise
+        problem = TrainingError(
+            f"{error.filename or folder.path}: cannot be written ({error.strerror}); make room or choose another"
+            " output_dir, then type the command again: it goes on from the last checkpoint."
+        )
+        folder.write_failure(str(problem), problem.exit_code)
+        raise problem from error
+    except Exception as error:
+        folder.write_failure(f"{type(error).__name__}: {error}", 1)
+        raise
+
+
+@contextlib.contextmanager
+def _run_log(folder: RunDirectory) -> Iterator[None]:
+    """Keep what qexp says while a run lasts in run.log; warnings go to the screen as well."""
+    logger = logging.getLogger("qexp")
+    screen = logging.StreamHandler()
+    screen.setLevel(logging.WARNING)
+    file = logging.FileHandler(folder.log, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers = (screen, file)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+        file.close()
+        logger.setLevel(level)
+        logger.propagate = propagate

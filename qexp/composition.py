@@ -1,0 +1,213 @@
+"""How configurations are found and composed: Hydra's loader with bits by number, layers by pattern, and a gate.
+
+Nothing of Hydra is patched: a source of our own reads the files (scheme `qexp://`), and a loader of our own
+stands in front of Hydra's, so that every composition, in every process and under every launcher, goes through it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from qexp.bits import BITS, parse_bits
+from qexp.errors import ConfigError
+from qexp.paths import config_dir
+from qexp.security import check_hydra, check_overrides
+
+_BITS_CHOICE = re.compile(r"(?P<key>\+{0,2}bits(@[^=]*)?)=(?P<value>\d+)$")
+_LAYER_KEY = re.compile(
+    r"(?P<plus>\+{0,2})layers\.(?P<pattern>.+)\.(?P<setting>bits|quantizer|scope)(?==|$)", re.DOTALL
+)
+_ENCODED = "glob_"
+
+FAILURE = "_failure_"
+"""The key under which a job's configuration says that it could not be composed, and why."""
+
+
+def encode_override(override: str) -> str:
+    """Return a typed `key=value` in the form that Hydra's grammar can read; most are returned as they are.
+
+    >>> encode_override("bits=4")
+    "bits='4'"
+    >>> encode_override("bits=2,4")
+    'bits=2,4'
+    >>> encode_override("layers.'layer1.*'.bits=4") == "++layers.glob_6c61796572312e2a.bits=4"
+    True
+    """
+    if match := _BITS_CHOICE.match(override):
+        return f"{match['key']}='{match['value']}'"
+    if match := _LAYER_KEY.match(override.split("=", 1)[0] + "="):
+        value = override.split("=", 1)[1] if "=" in override else ""
+        return f"{_encode_layer_key(match)}={value}"
+    return override
+
+
+def _encode_layer_key(match: re.Match[str]) -> str:
+    pattern = match["pattern"].strip("'\"")
+    if not pattern.startswith(_ENCODED):
+        pattern = _ENCODED + pattern.encode().hex()
+    return f"++layers.{pattern}.{match['setting']}"
+
+
+def decode_layers(layers: dict[str, Any]) -> dict[str, Any]:
+    """Return `layers` with its patterns as the user wrote them; what was typed last comes last."""
+    decoded: dict[str, Any] = {}
+    for key, settings in layers.items():
+        pattern = decode_pattern(key)
+        before = decoded.pop(pattern, {})
+        both = isinstance(before, dict) and isinstance(settings, dict)
+        decoded[pattern] = {**before, **settings} if both else settings
+    return decoded
+
+
+def decode_pattern(key: str) -> str:
+    """Undo `encode_override` for one key under `layers`, or for a whole override (for display)."""
+    return re.sub(rf"{_ENCODED}([0-9a-f]+)", lambda found: bytes.fromhex(found[1]).decode(), key)
+
+
+class QexpSource(FileConfigSource):
+    """YAML files of a folder, plus `bits/<n>` and `bits/w<n>a<m>`, which need no file.
+
+    In a defaults list `bits: 4` (an integer) means the option `4`.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        return "qexp"
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path == "bits" or super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        return super().is_config(config_path) or _bits_node(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        listed = super().list(config_path, results_filter) if super().is_group(config_path) else []
+        if config_path == "bits" and results_filter in (None, ObjectType.CONFIG):
+            pairs = [f"w{weight}a{activation}" for weight in BITS for activation in BITS]
+            return sorted({*listed, *map(str, BITS), *pairs})
+        return listed
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        node = None if super().is_config(config_path) else _bits_node(config_path)
+        if node is not None:
+            return ConfigResult(
+                config=OmegaConf.create(node), path=self.full_path(), provider=self.provider, header={"package": None}
+            )
+        result = super().load_config(config_path)
+        if isinstance(result.config, DictConfig):
+            _name_bits(result.config.get("defaults"))
+        return result
+
+
+def _bits_node(config_path: str) -> dict[str, int | None] | None:
+    group, _, name = config_path.removesuffix(".yaml").rpartition("/")
+    if group != "bits":
+        return None
+    try:
+        weight, activation = parse_bits(name)
+    except ConfigError:
+        return None
+    return {"weight": weight, "activation": activation, "first": None, "last": None}
+
+
+def _name_bits(defaults: ListConfig | None) -> None:
+    for item in defaults or ():
+        if isinstance(item, DictConfig):
+            for key in item:
+                group = str(key).split()[-1].partition("@")[0].lstrip("/")
+                if group == "bits" and isinstance(item[key], int):
+                    item[key] = str(item[key])
+
+
+class QexpLoader(ConfigLoaderImpl):
+    """Hydra's loader behind our gate: overrides in our notation, and nothing in `hydra` that could run code."""
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose, as Hydra does. Raises ConfigError for what could run code, before anything looks at it."""
+        encoded = [encode_override(override) for override in overrides]
+        check_overrides(encoded)
+        config = super().load_configuration(config_name, encoded, run_mode, from_shell, validate_sweep_overrides)
+        check_hydra(OmegaConf.to_container(config.hydra, resolve=False))
+        _encode_sweep(config)
+        return config
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Compose one job of a sweep. What cannot be composed fails alone: its configuration says why (`FAILURE`)."""
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        except (HydraException, OmegaConfBaseException, YAMLError, ConfigError) as error:
+            config = super().load_sweep_config(master_config, [])
+            with open_dict(config):
+                config[FAILURE] = self.describe(error, master_config.hydra.job.config_name, sweep_overrides)
+                config.hydra.overrides.task = list(sweep_overrides)
+            return config
+
+    def describe(self, error: Exception, command: str, overrides: list[str]) -> str:
+        """Return a composition's error in a line of the user's own words."""
+        if isinstance(error, ConfigError):
+            return str(error)
+        from qexp.messages import one_line
+
+        return one_line(error, self, command, overrides)
+
+
+def _encode_sweep(config: DictConfig) -> None:
+    """Let `hydra.sweeper.params` name layers by pattern, as the command line does."""
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    if not isinstance(params, DictConfig):
+        return
+    with open_dict(config.hydra):
+        encoded = {encode_override(f"{key}=").removesuffix("="): value for key, value in params.items()}
+        config.hydra.sweeper.params = encoded
+
+
+def search_path(extra: Path | None = None) -> ConfigSearchPath:
+    """Return where to look: Hydra's own configurations, then qexp's, then the user's `--config-dir`.
+
+    Raises:
+        ConfigError: the folder is not there.
+    """
+    Plugins.instance().register(QexpSource)
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    path.append("main", f"qexp://{config_dir()}")
+    if extra is not None:
+        if not extra.is_dir():
+            raise ConfigError(f"--config-dir {extra}: there is no such folder.")
+        path.append("command-line", f"qexp://{extra.resolve()}")
+    path.append("schema", "structured://")
+    return path
+
+
+def loader(extra: Path | None = None) -> QexpLoader:
+    """Return a loader over qexp's configurations and the user's folder `extra`."""
+    return QexpLoader(search_path(extra))
+
+
+def decode_overrides(overrides: Sequence[str]) -> str:
+    """Return a job's overrides as the user would type them, for display."""
+    shown = (re.sub(r"^\+\+(?=layers\.)", "", decode_pattern(item)) for item in overrides)
+    return " ".join(item.replace("bits='", "bits=").rstrip("'") if item.startswith("bits='") else item for item in shown)

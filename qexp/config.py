@@ -1,0 +1,311 @@
+"""A run's configuration, typed and checked: every mistake in it is reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qexp.bits import BITS, parse_bits
+from qexp.errors import ConfigError
+from qexp.schema import Reader, finite, one_of
+
+SCOPES = ("layer", "channel", "element", "network")
+PLACEMENTS = ("relu", "input")
+_NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
+_REQUIRED = (
+    *_NODES,
+    *("quantizer", "bits", "first_last", "layers", "alpha_regularization", "trainer", "logger"),
+    *("epochs", "batch_size", "seed", "output_dir", "experiment"),
+)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Widths of weights and activations; `first` and `last` (weights, that layer's input) as far as set apart."""
+
+    weight: int = 32
+    activation: int = 32
+    first: tuple[int, int] | None = None
+    last: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class LayerSetting:
+    """What one pattern of `layers` sets apart; None leaves it as it is.
+
+    `quantizer` is the name of a file in configs/quantizer, `method` what that file says.
+    """
+
+    pattern: str
+    bits: tuple[int, int] | None = None
+    quantizer: str | None = None
+    method: dict[str, Any] | None = None
+    scope: str | None = None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and how a run is computed; configs/trainer/default.yaml says what each means."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: Literal["auto", True, False] = "auto"
+    deterministic: bool = False
+    threads: int | None = None
+    checkpoint_minutes: float | None = 5
+    checkpoint_steps: int | None = None
+    watchdog: Literal["warn", "stop", "off"] = "warn"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class AlphaRegularization:
+    """The penalty on clip levels: a number, 0 for none, or `weight_decay` for the optimizer's."""
+
+    lambda_alpha: float | Literal["weight_decay"] = 0.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`name` is the folder below `output_dir` that holds the runs."""
+
+    name: str = "train"
+
+
+@dataclass(frozen=True)
+class Explain:
+    """How `qexp explain` prints: `text` or `json`."""
+
+    format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `qexp eval` measures: the run in folder `run` (None: the network composed here), on `split`."""
+
+    run: str | None = None
+    split: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. Nodes with a `_target_` stay plain dicts.
+
+    `names` are the options chosen for model, dataset and quantizer, for people to read; `plain` is the whole as it
+    was composed.
+    """
+
+    task: dict[str, Any]
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    quantizer: dict[str, Any]
+    rounding: dict[str, Any]
+    bits: Bits
+    first_last: tuple[int, int] | None
+    layers: tuple[LayerSetting, ...]
+    alpha_regularization: AlphaRegularization
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    trainer: Trainer
+    logger: dict[str, dict[str, Any]]
+    epochs: int
+    batch_size: int
+    seed: int
+    output_dir: str
+    experiment: Experiment
+    explain: Explain
+    eval: Evaluation
+    names: dict[str, str]
+    plain: dict[str, Any]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether anything is quantized at all."""
+        return bool(self.quantizer.get("weight") or self.quantizer.get("activation"))
+
+    @property
+    def first_bits(self) -> tuple[int, int]:
+        """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
+        return self.bits.first or self._end_bits()
+
+    @property
+    def last_bits(self) -> tuple[int, int]:
+        """Widths (weights, input) of the last layer: its own, else `first_last`, which may be the method's."""
+        return self.bits.last or self._end_bits()
+
+    def _end_bits(self) -> tuple[int, int]:
+        inner = (self.bits.weight, self.bits.activation)
+        return self.first_last or _end(self.quantizer["first_last"], inner) or inner
+
+    @property
+    def lambda_alpha(self) -> float:
+        """The penalty's factor as a number."""
+        value = self.alpha_regularization.lambda_alpha
+        return float(self.optimizer.get("weight_decay") or 0.0) if value == "weight_decay" else float(value)
+
+
+def parse(plain: Mapping[str, Any]) -> Config:
+    """Check a composed configuration (plain containers, interpolations resolved).
+
+    Raises:
+        ConfigError: with all mistakes, one a line.
+    """
+    errors: list[str] = []
+    root = Reader(plain, "", errors, (*_REQUIRED, "explain", "eval", "names"))
+    root.errors.extend(f"{key} is missing: choose one." for key in _REQUIRED if key not in root.node)
+    node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
+    nodes = {key: root.target(key) for key in _NODES if key in root.node}
+    bits = _bits(Reader(node["bits"], "bits", errors, ("weight", "activation", "first", "last")))
+    fields: dict[str, Any] = {
+        **{key: nodes.get(key, {}) for key in _NODES},
+        "quantizer": _method(node["quantizer"], "quantizer", errors),
+        "bits": bits,
+        "first_last": root.get(
+            "first_last", None, lambda value: _end(value, (bits.weight, bits.activation)), _END_RULE
+        ),
+        "layers": _layers(node["layers"] or {}, errors),
+        "alpha_regularization": _alpha_regularization(node["alpha_regularization"], errors),
+        "trainer": _trainer(Reader(node["trainer"], "trainer", errors, Trainer.__dataclass_fields__)),
+        "logger": _loggers(node["logger"] or {}, errors),
+        "epochs": root.integer("epochs", 1),
+        "batch_size": root.integer("batch_size", 1),
+        "seed": root.integer("seed", 0),
+        "output_dir": root.text("output_dir"),
+        "experiment": _experiment(node["experiment"], errors),
+        "explain": _explain(root.node.get("explain"), errors),
+        "eval": _evaluation(root.node.get("eval"), errors),
+        "names": _names(root.node.get("names"), node),
+    }
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
+    return Config(**fields, plain=dict(plain))
+
+
+_END_RULE = "null for what the method's paper did, a width (1 to 8, 32, or w4a8), or same"
+
+
+def _end(value: object, same: tuple[int, int]) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    return same if value == "same" else parse_bits(value, "first_last")
+
+
+def _bits(reader: Reader) -> Bits:
+    def width(value: object) -> int:
+        return one_of(value, BITS)
+
+    def end(key: str) -> tuple[int, int] | None:
+        return reader.get(key, None, lambda value: None if value is None else parse_bits(value, f"bits.{key}"), "")
+
+    rule = "a width is 1 to 8, or 32 for no rounding"
+    return Bits(
+        reader.get("weight", 32, width, rule),
+        reader.get("activation", 32, width, rule),
+        end("first") if "first" in reader.node else None,
+        end("last") if "last" in reader.node else None,
+    )
+
+
+def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
+    reader = Reader(node, path, errors)
+    for key in ("weight", "activation"):
+        if reader.node.get(key) is not None:
+            target = reader.target(key)
+            if "scope" in target:
+                Reader(target, f"{path}.{key}", errors).choice("scope", SCOPES)
+    reader.choice("placement", PLACEMENTS)
+    reader.get("first_last", None, lambda value: _end(value, (32, 32)), "a width (1 to 8, or 32), or same")
+    return dict(reader.node)
+
+
+def _layers(node: object, errors: list[str]) -> tuple[LayerSetting, ...]:
+    layers = Reader(node, "layers", errors)
+    settings = []
+    for pattern, entry in layers.node.items():
+        path = f"layers.'{pattern}'"
+        reader = Reader(entry, path, errors, ("bits", "quantizer", "scope"))
+        choice = reader.node.get("quantizer")
+        method = _method(choice, f"{path}.quantizer", errors) if isinstance(choice, Mapping) else None
+        settings.append(
+            LayerSetting(
+                pattern=str(pattern),
+                bits=reader.get("bits", None, lambda value, path=path: parse_bits(value, f"{path}.bits"), "")  # type: ignore[misc]
+                if "bits" in reader.node
+                else None,
+                quantizer=str(choice.get("name", "")) if isinstance(choice, Mapping) else choice,
+                method=method,
+                scope=reader.choice("scope", SCOPES) if "scope" in reader.node else None,
+            )
+        )
+    return tuple(settings)
+
+
+def _alpha_regularization(node: object, errors: list[str]) -> AlphaRegularization:
+    reader = Reader(node, "alpha_regularization", errors, ("lambda_alpha",))
+
+    def convert(value: Any) -> Any:
+        return value if value == "weight_decay" else finite(value, 0.0)
+
+    rule = "a number, at least 0, or weight_decay"
+    return AlphaRegularization(reader.get("lambda_alpha", 0.0, convert, rule))
+
+
+def _trainer(reader: Reader) -> Trainer:
+    minutes = "null, or a number of minutes above 0"
+    return Trainer(
+        device=reader.choice("device", ("auto", "cpu", "cuda")),
+        devices=reader.integer("devices", 1),
+        strategy=reader.choice("strategy", ("auto", "ddp")),
+        precision=reader.choice("precision", ("float32", "bfloat16")),
+        channels_last=reader.boolean("channels_last"),
+        compile=reader.choice("compile", ("auto", True, False)),
+        deterministic=reader.boolean("deterministic"),
+        threads=reader.optional_integer("threads", 1),
+        checkpoint_minutes=reader.get(
+            "checkpoint_minutes", None, lambda value: None if value is None else finite(value, 1e-9), minutes
+        ),
+        checkpoint_steps=reader.optional_integer("checkpoint_steps", 1),
+        watchdog=reader.choice("watchdog", ("warn", "stop", "off")),
+        progress=reader.boolean("progress"),
+    )
+
+
+def _loggers(node: object, errors: list[str]) -> dict[str, dict[str, Any]]:
+    reader = Reader(node, "logger", errors)
+    return {key: reader.target(key) for key in reader.node}
+
+
+def _experiment(node: object, errors: list[str]) -> Experiment:
+    reader = Reader(node, "experiment", errors, ("name",))
+    name = reader.text("name")
+    if name and not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", name):
+        errors.append(f"experiment.name={name}: a folder below output_dir, of letters, digits, '-', '_', '.', '/'.")
+    return Experiment(name)
+
+
+def _explain(node: object, errors: list[str]) -> Explain:
+    if node is None:
+        return Explain()
+    return Explain(Reader(node, "explain", errors, ("format",)).choice("format", ("text", "json")))
+
+
+def _evaluation(node: object, errors: list[str]) -> Evaluation:
+    if node is None:
+        return Evaluation()
+    reader = Reader(node, "eval", errors, ("run", "split"))
+    return Evaluation(reader.optional_text("run"), reader.choice("split", ("test", "validation")))
+
+
+def _names(node: object, nodes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chosen options' names; without any (a configuration written by hand) the targets' own."""
+    given = node if isinstance(node, Mapping) else {}
+    found = {}
+    for key in ("model", "dataset", "quantizer"):
+        target = nodes[key].get("_target_", key) if isinstance(nodes[key], Mapping) else key
+        found[key] = str(given.get(key) or str(target).rpartition(".")[2].lower())
+    return found

@@ -1,0 +1,233 @@
+"""Data sets that fit into memory: read once, kept as uint8 on the training device, served as whole batches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qexp.data import cache
+from qexp.data.augment import AUGMENTATIONS
+from qexp.data.base import DataSource, normalisation
+from qexp.data.batches import ArrayBatches, Pixels, Plan
+from qexp.data.checks import check_common, check_statistics, check_whole
+from qexp.data.splits import Split, Splits, carve, check_labels
+from qexp.errors import DataError
+
+
+class ArraySource(DataSource):
+    """What the sets in memory share. A data set says which files it is made of and how they are decoded.
+
+    Args:
+        name: short name.
+        root: folder of the files.
+        mean, std: per channel, images on the scale 0 ... 1; None takes them from the training images.
+        shape: (channels, height, width); None takes it from the data.
+        num_classes: number of classes; None takes it from the data.
+        download: fetch missing files into `root`.
+        augment: of the training images, one of `none`, `crop`, `flip`, `crop_flip`.
+        padding: pixels of black on each side that a crop may show.
+        validation: share of the training samples set apart for choosing, 0 for none; always the same ones.
+        eval_batch_size: samples of one batch of validation and test.
+
+    Raises:
+        DataError: an argument without meaning.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str,
+        mean: list[float] | None,
+        std: list[float] | None,
+        shape: tuple[int, int, int] | None,
+        num_classes: int | None,
+        download: bool = False,
+        augment: str = "none",
+        padding: int = 4,
+        validation: float = 0.0,
+        eval_batch_size: int = 500,
+    ) -> None:
+        self.root = check_common(
+            root=root,
+            download=download,
+            augment=augment,
+            augmentations=AUGMENTATIONS,
+            validation=validation,
+            eval_batch_size=eval_batch_size,
+        )
+        check_whole("padding", padding, 1, "; dataset.augment=none switches crops off")
+        if num_classes is not None:
+            check_whole("num_classes", num_classes, 1, ", or null")
+        check_statistics(mean, std, None if shape is None else shape[0])
+        self.name = name
+        self.download = download
+        self.augment = augment
+        self.padding = padding
+        self.validation = validation
+        self.eval_batch_size = eval_batch_size
+        self._mean, self._std = mean, std
+        self._shape = shape
+        self._num_classes = num_classes
+        self._splits: Splits | None = None
+        self._on_device: dict[tuple[str, torch.device], Pixels] = {}
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Return the files that decide the data, downloading them where that was asked for.
+
+        Raises:
+            DataError: they are not there; says where they were looked for and how to get them.
+        """
+
+    @abstractmethod
+    def decode(self) -> Splits:
+        """Read `files()` into arrays.
+
+        Raises:
+            DataError: a file is damaged or holds something else.
+        """
+
+    def recipe(self) -> str:
+        """Return how files become arrays, as far as arguments change it; part of the cache's key."""
+        return ""
+
+    def digest(self) -> str:
+        """Return the digest of the files' names and contents."""
+        return cache.content_digest(self.files(), self.root)
+
+    @property
+    def splits(self) -> Splits:
+        """The decoded and checked splits, read at the first use."""
+        if self._splits is None:
+            splits = self._read()
+            self._check(splits)
+            self._splits = splits
+        return self._splits
+
+    def _read(self) -> Splits:
+        return cache.decoded(self.name, f"{self.name}/{self.digest()}/{self.recipe()}", self.decode)
+
+    def _check(self, splits: Splits) -> None:
+        expected = self._shape or _shape(splits["train"])
+        classes = self._num_classes or int(splits["train"].labels.max()) + 1
+        for name, split in splits.items():
+            where = f"{self.root}, {name} split of {self.name}"
+            if _shape(split) != tuple(expected):
+                raise DataError(
+                    f"{where}: the images are {_shape(split)} (channels, height, width);"
+                    f" {tuple(expected)} is expected."
+                )
+            check_labels(split, classes, where)
+        check_statistics(self._mean, self._std, expected[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width), as given or as the training images have it."""
+        return self._shape or _shape(self.splits["train"])
+
+    @property
+    def num_classes(self) -> int:
+        """As given, or the largest training label + 1."""
+        return self._num_classes or int(self.splits["train"].labels.max()) + 1
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, as given or of the training images."""
+        if self._mean is not None:
+            return tuple(self._mean)
+        return tuple((self.splits["train"].images.mean(axis=(0, 1, 2), dtype=np.float64) / self.peak).tolist())
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, as given or of the training images; 1 for a channel that never changes."""
+        if self._std is not None:
+            return tuple(self._std)
+        deviation = self.splits["train"].images.std(axis=(0, 1, 2), dtype=np.float64) / self.peak
+        return tuple(np.where(deviation > 0, deviation, 1.0).tolist())
+
+    def train_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> ArrayBatches:
+        """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
+        rows, _ = self._training_rows()
+        plan = Plan(torch.from_numpy(rows), batch_size, True, shuffle, seed, rank, world_size)
+        pixels = self._pixels("train", device)
+        return ArrayBatches(pixels, plan, self.augment, self.padding, channels_last)
+
+    def validation_batches(
+        self,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> ArrayBatches | None:
+        """Return the samples set apart for choosing: the set's own `val` split, else the carved share; or None."""
+        split = "val" if "val" in self.splits else "train"
+        rows = np.arange(len(self.splits["val"].labels)) if split == "val" else self._training_rows()[1]
+        if not len(rows):
+            return None
+        return self._evaluation(split, rows, batch_size, device, rank, world_size, channels_last)
+
+    def test_batches(
+        self,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> ArrayBatches:
+        """Return the test split, every sample once, in its own order, not augmented."""
+        rows = np.arange(len(self.splits["test"].labels))
+        return self._evaluation("test", rows, batch_size, device, rank, world_size, channels_last)
+
+    def _evaluation(
+        self,
+        split: str,
+        rows: np.ndarray,
+        batch_size: int | None,
+        device: torch.device | str,
+        rank: int,
+        world_size: int,
+        channels_last: bool,
+    ) -> ArrayBatches:
+        size = self.eval_batch_size if batch_size is None else batch_size
+        plan = Plan(torch.from_numpy(rows), size, rank=rank, world_size=world_size)
+        return ArrayBatches(self._pixels(split, device), plan, channels_last=channels_last)
+
+    def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.validation and "val" in self.splits:
+            raise DataError(
+                f"dataset.validation={self.validation}: {self.name} brings a validation split of its own"
+                f" ({self.root}/val); set dataset.validation=0 to use it."
+            )
+        return carve(self.splits["train"].labels, self.validation)
+
+    def _pixels(self, split: str, device: torch.device | str) -> Pixels:
+        key = (split, torch.device(device))
+        if key not in self._on_device:
+            arrays = self.splits[split]
+            _, height, width, _ = arrays.images.shape
+            numbers = [np.tile(each, height * width) for each in normalisation(self.mean, self.std, self.peak)]
+            tensors = [torch.from_numpy(each).to(device) for each in (arrays.images, arrays.labels, *numbers)]
+            self._on_device[key] = Pixels(*tensors)
+        return self._on_device[key]
+
+
+def _shape(split: Split) -> tuple[int, int, int]:
+    _, height, width, channels = split.images.shape
+    return channels, height, width

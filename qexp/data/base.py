@@ -1,0 +1,114 @@
+"""The promise of a data set: what every network, loop and report may rely on, before and after it is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+
+from qexp.data.batches import Batches
+
+
+class DataSource(ABC):
+    """A data set for classification, with its splits served as batches on the training device.
+
+    Constructing one touches no file: files are read when batches, `digest`, or a value that only the data
+    knows are asked for, and every failure to do so is a DataError.
+
+    Attributes:
+        name: short name, part of every run's name.
+        shape: (channels, height, width) of one image as the network sees it.
+        num_classes: number of classes; labels are 0 ... num_classes - 1.
+        mean, std: per-channel statistics of the images on the scale 0 ... 1; normalised = (image - mean) / std.
+        peak: the pixel value that stands for 1.0 (white).
+        eval_batch_size: batch size of validation and test where the caller names none.
+    """
+
+    name: str
+    peak: int = 255
+    eval_batch_size: int
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean, images on the scale 0 ... 1."""
+
+    @property
+    @abstractmethod
+    def std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation, images on the scale 0 ... 1."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a hexadecimal digest of the content, the same wherever the files lie."""
+
+    @abstractmethod
+    def train_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches:
+        """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
+
+    @abstractmethod
+    def validation_batches(
+        self,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches | None:
+        """Return the samples set apart for choosing, not augmented; None when there are none."""
+
+    @abstractmethod
+    def test_batches(
+        self,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches:
+        """Return the test split, every sample once, in its own order, not augmented."""
+
+    def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return per channel the lowest and the highest normalised value that an image can have.
+
+        They are the float32 numbers that a black and a white pixel really become, so a fixed grid between them
+        clips nothing.
+        """
+        scale, shift = normalisation(self.mean, self.std, self.peak)
+        return tuple(shift.tolist()), tuple((np.float32(self.peak) * scale + shift).tolist())
+
+
+def normalisation(mean: tuple[float, ...], std: tuple[float, ...], peak: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32 (scale, shift) per channel: normalised = pixel * scale + shift, `peak` being white.
+
+    >>> scale, shift = normalisation((0.5,), (0.25,), peak=255)
+    >>> float(255 * scale[0] + shift[0]), float(shift[0])
+    (2.0, -2.0)
+    """
+    deviation = np.asarray(std, dtype=np.float64)
+    scale = (1.0 / (peak * deviation)).astype(np.float32)
+    shift = (-np.asarray(mean, dtype=np.float64) / deviation).astype(np.float32)
+    return scale, shift

@@ -1,0 +1,77 @@
+"""Handwritten digits that ship with scikit-learn: real data, 8 x 8 pixels, no download; the default data set.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI repository (its test part).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from qexp.data import cache
+from qexp.data.arrays import ArraySource
+from qexp.data.splits import Splits, make_split, stratified_rows
+
+TEST_SAMPLES = 360
+"""Of the 1797 images; the other 1437 are for training. The set itself brings no division."""
+
+
+class Digits(ArraySource):
+    """1797 grey images of 8 x 8 pixels, 0 ... 16, ten classes; one fixed stratified division, 1437 / 360.
+
+    Arguments are those of `ArraySource`; `root` and `download` are accepted and not needed.
+    """
+
+    peak = 16
+
+    def __init__(
+        self,
+        *,
+        name: str = "digits",
+        root: str = "",
+        download: bool = False,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        augment: str = "none",
+        padding: int = 1,
+        validation: float = 0.0,
+        eval_batch_size: int = 500,
+    ) -> None:
+        super().__init__(
+            name=name,
+            root=root,
+            download=download,
+            mean=mean,
+            std=std,
+            shape=(1, 8, 8),
+            num_classes=10,
+            augment=augment,
+            padding=padding,
+            validation=validation,
+            eval_batch_size=eval_batch_size,
+        )
+
+    def files(self) -> list[Path]:
+        """Return nothing: the images come with a package."""
+        return []
+
+    def digest(self) -> str:
+        """Return the digest of the arrays themselves."""
+        return cache.splits_digest(self.splits)
+
+    def decode(self) -> Splits:
+        """Read scikit-learn's copy and divide it."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images, labels = digits.images.astype(np.uint8), digits.target
+        train, test = stratified_rows(labels, TEST_SAMPLES)
+        where = "scikit-learn's digits"
+        return {
+            "train": make_split(images[train], labels[train], where),
+            "test": make_split(images[test], labels[test], where),
+        }
+
+    def _read(self) -> Splits:
+        return self.decode()

@@ -1,0 +1,113 @@
+"""Splits as arrays: what a readable split looks like, and drawing a share of it class by class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qexp.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split.
+
+    Attributes:
+        images: uint8 (samples, height, width, channels).
+        labels: int64 (samples,), 0 ... classes - 1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+Splits = dict[str, Split]
+"""`train` and `test`, and `val` where the set brings one."""
+
+
+def make_split(images: np.ndarray, labels: np.ndarray, where: str) -> Split:
+    """Check one split's arrays and bring them into the form of `Split`.
+
+    Args:
+        images: uint8 (samples, height, width) or (samples, height, width, channels).
+        labels: integers (samples,) or (samples, 1).
+        where: file and split, for the error.
+
+    Raises:
+        DataError: another type or shape, no samples, or numbers of images and labels that differ.
+    """
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: the images are {images.dtype}; they must be uint8, 0 to 255.")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        raise DataError(
+            f"{where}: the images have shape {images.shape}; it must be (samples, height, width) or"
+            " (samples, height, width, channels) with 1, 3 or 4 channels."
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: the labels are {labels.dtype} of shape {labels.shape}; they must be integers, one a sample."
+        )
+    if len(images) != len(labels) or len(images) == 0:
+        raise DataError(
+            f"{where}: {len(images)} images and {len(labels)} labels; there must be one label for each image,"
+            " and at least one."
+        )
+    return Split(np.ascontiguousarray(images), labels.astype(np.int64))
+
+
+def check_labels(split: Split, num_classes: int, where: str) -> None:
+    """Refuse labels outside 0 ... num_classes - 1 with a DataError that names the first one."""
+    outside = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
+    if len(outside):
+        raise DataError(
+            f"{where}: label {split.labels[outside[0]]} of sample {outside[0]} is outside 0 ... {num_classes - 1}"
+            f" ({num_classes} classes)."
+        )
+
+
+def stratified_rows(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `count` samples with each class's share as in `labels`; always the same ones.
+
+    The draw has a fixed seed of its own: a run's seed must not decide which samples are tested or held out.
+    numpy's RandomState is used because its stream is frozen for all versions.
+
+    Args:
+        labels: (samples,), any integers.
+        count: 0 ... samples.
+
+    Returns:
+        Row numbers (int64, ascending) of the rest, and of the drawn ones.
+    """
+    random = np.random.RandomState(0)
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / max(len(labels), 1))
+    quotas = np.floor(exact).astype(np.int64)
+    # The samples left over by rounding down go to the classes with the largest remainders.
+    missing = count - int(quotas.sum())
+    quotas[np.argsort(-(exact - quotas), kind="stable")[:missing]] += 1
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label, quota in zip(classes, quotas, strict=True):
+        drawn[random.permutation(np.flatnonzero(labels == label))[:quota]] = True
+    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def carve(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers for training and for validation, `share` of the samples being the latter.
+
+    Raises:
+        DataError: a share that leaves one of the two without samples.
+    """
+    if share == 0:
+        return np.arange(len(labels)), np.arange(0)
+    count = round(share * len(labels))
+    if not 0 < count < len(labels):
+        raise DataError(
+            f"dataset.validation={share}: of {len(labels)} training samples it leaves {len(labels) - count} to"
+            f" train and {count} to choose by; give a share between 0 and 1 that leaves both some."
+        )
+    return stratified_rows(labels, count)

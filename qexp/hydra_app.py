@@ -1,0 +1,127 @@
+"""Runs one command under Hydra: composing, the gate, exit codes, single runs and sweeps."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from qexp import build
+from qexp.composition import decode_layers, encode_override, loader
+from qexp.errors import ConfigError, Interrupted, QexpError
+from qexp.interrupts import passed_to_workers, raising_on_sigterm
+from qexp.jobs import INTERRUPT_EXIT, Job, Record, exit_code, print_summary, run_job
+
+
+def parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of a command's options; everything else on its line is `key=value`."""
+    options = argparse.ArgumentParser(prog=f"qexp {command}", add_help=False, allow_abbrev=False)
+    options.add_argument("overrides", nargs="*", metavar="key=value")
+    options.add_argument("--multirun", "-m", action="store_true")
+    options.add_argument("--config-dir", "-cd", type=Path)
+    options.add_argument("--plugin", action="append", default=[])
+    options.add_argument("--dry-run", action="store_true")
+    options.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    options.add_argument("--resolve", action="store_true")
+    options.add_argument("--package", "-p")
+    options.add_argument("--info", "-i", nargs="?", const="all")
+    options.add_argument("--shell-completion", "-sc", action="store_true")
+    return options
+
+
+def main(command: str, argv: Sequence[str]) -> int:
+    """Run `command` (train, eval or explain) with its command line and return the exit code.
+
+    A user's mistake ends in one line on stderr and 2, a bug or a failed job of a sweep in 1, Ctrl-C in 130.
+    """
+    version.setbase("1.3")
+    arguments = parser(command).parse_intermixed_args(list(argv))
+    try:
+        for name in arguments.plugin:
+            build.add_plugin(name, [Path.cwd(), *filter(None, [arguments.config_dir])])
+        with raising_on_sigterm():
+            return _run(command, arguments)
+    except QexpError as error:
+        print(f"qexp {command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPT_EXIT
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _run(command: str, arguments: argparse.Namespace) -> int:
+    config_loader = loader(arguments.config_dir)
+    hydra = Hydra(task_name=f"qexp {command}", config_loader=config_loader)
+    GlobalHydra.instance().initialize(hydra)
+    overrides = [encode_override(text) for text in arguments.overrides]
+    job = functools.partial(run_job, Job(command, dry_run=arguments.dry_run, config_dir=arguments.config_dir))
+    try:
+        if arguments.shell_completion:
+            hydra.shell_completion(config_name=command, overrides=overrides)
+        elif arguments.cfg == "job" and not arguments.package:
+            _print_config(hydra, command, overrides, resolve=arguments.resolve)
+        elif arguments.cfg:
+            hydra.show_cfg(command, overrides, arguments.cfg, arguments.package, arguments.resolve)
+        elif arguments.info:
+            hydra.show_info(arguments.info, command, overrides)
+        else:
+            return _launch(hydra, command, overrides, job, multirun=arguments.multirun)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(config_loader.describe(error, command, overrides)) from error
+    return 0
+
+
+def _launch(hydra: Hydra, command: str, overrides: list[str], job: Any, *, multirun: bool) -> int:
+    composed = hydra.compose_config(
+        command, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False, with_log_configuration=False
+    )
+    mode = RunMode.MULTIRUN if multirun else composed.hydra.mode or RunMode.RUN
+    overrides = [*overrides, f"hydra.mode={mode.name}"]
+    if mode is RunMode.RUN:
+        record = hydra.run(command, job, overrides).return_value
+        return exit_code([record], sweep=False)
+    launcher = composed.hydra.runtime.choices["hydra/launcher"]
+    if str(launcher).startswith("submitit"):  # its jobs run elsewhere and need a folder that both sides see
+        overrides = [*overrides, f"hydra.launcher.submitit_folder={composed.output_dir}/.submitit/%j"]
+    return _sweep(hydra, command, overrides, job, launcher)
+
+
+def _sweep(hydra: Hydra, command: str, overrides: list[str], job: Any, launcher: str) -> int:
+    # Hydra's sweeper writes files of its own; runs have their folders, so those go where they disappear.
+    folder = tempfile.mkdtemp(prefix="qexp-sweep-")
+    waiting = contextlib.nullcontext() if launcher == "basic" else passed_to_workers()
+    try:
+        with waiting:
+            batches = hydra.multirun(command, job, [f"hydra.sweep.dir={folder}", *overrides])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    records: list[Record] = [done.return_value for batch in batches for done in batch]
+    print_summary(records)
+    return exit_code(records, sweep=True)
+
+
+def _print_config(hydra: Hydra, command: str, overrides: list[str], *, resolve: bool) -> None:
+    composed = hydra.compose_config(command, overrides, RunMode.RUN)
+    with open_dict(composed):
+        del composed["hydra"]
+    plain: Any = OmegaConf.to_container(composed, resolve=resolve)
+    plain["layers"] = decode_layers(plain["layers"])
+    print(OmegaConf.to_yaml(OmegaConf.create(plain)), end="")

@@ -1,0 +1,142 @@
+"""A run's identity: what decides its result, in one canonical form, and the name that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qexp.build import locate
+from qexp.config import Config, LayerSetting
+
+FORMAT = 1
+"""Of the identity itself; a new one gives every run a new name."""
+
+_PLACES = ("root", "file", "download", "cache", "weights", "eval_batch_size", "workers")
+"""Keys of the nodes `dataset` and `model` that say where things are: a digest stands for what they hold."""
+
+_METHOD_KEYS = ("weight", "activation")
+
+
+def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | None = None) -> dict[str, Any]:
+    """Return what decides the result of `config`, as plain containers in canonical form.
+
+    Places, loggers, progress and the cadence of checkpoints are left out; what has no effect is normalised away:
+    widths, rounding and penalty where nothing is quantized, the penalty of a method without clip levels.
+
+    Args:
+        config: the checked configuration.
+        digests: of the contents that paths stand for (`data`, and `weights` where some are loaded).
+        compiled: whether the step is compiled, once `trainer.compile=auto` is decided; None: as configured.
+
+    Raises:
+        ConfigError: a method that does not exist, or that is refused.
+    """
+    content = {
+        "format": FORMAT,
+        "task": config.task,
+        "dataset": _without_places(config.dataset),
+        "model": _without_places(config.model),
+        "digests": dict(digests),
+        "optimizer": config.optimizer,
+        "schedule": config.schedule,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "precision": config.trainer.precision,
+        "world_size": config.trainer.devices,
+        "channels_last": config.trainer.channels_last,
+        "deterministic": config.trainer.deterministic,
+        "compiled": config.trainer.compile if compiled is None else compiled,
+        "quantization": _quantization(config),
+    }
+    return dict(canonical(content))
+
+
+def _quantization(config: Config) -> dict[str, Any] | None:
+    targets = list(_targets(config))
+    if not targets:
+        return None
+    method: dict[str, Any] = {key: config.quantizer.get(key) for key in _METHOD_KEYS}
+    widths = [config.bits.weight, config.bits.activation, config.first_bits, config.last_bits]
+    if not config.layers:  # a layer set apart may bring back what the method at large does not use
+        widths = _effective_widths(config)
+    return {
+        **method,
+        "placement": config.quantizer["placement"],
+        "rounding": config.rounding,
+        "versions": {target: getattr(locate(target), "version", 1) for target in targets},
+        "bits": widths,
+        "layers": [_layer(setting) for setting in config.layers],
+        "lambda_alpha": config.lambda_alpha if any(_has_alpha(target) for target in targets) else None,
+    }
+
+
+def _effective_widths(config: Config) -> list[Any]:
+    used = [config.quantizer.get(key) is not None for key in _METHOD_KEYS]
+    pairs = ((config.bits.weight, config.bits.activation), config.first_bits, config.last_bits)
+    return [[width if use else None for width, use in zip(pair, used, strict=True)] for pair in pairs]
+
+
+def _layer(setting: LayerSetting) -> dict[str, Any]:
+    method = setting.method and {key: value for key, value in setting.method.items() if key != "name"}
+    return {"pattern": setting.pattern, "bits": setting.bits, "method": method, "scope": setting.scope}
+
+
+def _targets(config: Config) -> Iterator[str]:
+    """Yield the dotted name of every quantizer that `config` uses."""
+    for node in (config.quantizer, *(setting.method or {} for setting in config.layers)):
+        for key in _METHOD_KEYS:
+            if isinstance(node.get(key), Mapping):
+                yield str(node[key]["_target_"])
+
+
+def _has_alpha(target: str) -> bool:
+    """Return whether the quantizer has parameters that the penalty acts on, by its class's own `penalized`."""
+    found = locate(target)
+    bases = getattr(found, "__mro__", None)
+    if bases is None:  # a function that makes quantizers: nothing is known of them
+        return True
+    return any("penalized" in vars(base) for base in bases if base.__module__ != "qexp.quantizers.base")
+
+
+def _without_places(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in _PLACES}
+
+
+def canonical(value: Any) -> Any:
+    """Return `value` with sorted keys, lists for tuples and whole floats as integers (1.0 and 1 are one number).
+
+    >>> canonical({"b": (1.0, True), "a": 0.5})
+    {'a': 0.5, 'b': [1, True]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): canonical(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, (list, tuple)):
+        return [canonical(entry) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of plain containers, in hexadecimal; the order of keys does not matter."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_digest(config: Config) -> str:
+    """Return the digest of the whole configuration as composed, without the folder it writes to."""
+    return digest({key: value for key, value in config.plain.items() if key != "output_dir"})
+
+
+def run_id(config: Config, identity: Mapping[str, Any]) -> str:
+    """Return the run's name: `resnet20-cifar10-pact-w4a4-s0-1a2b3c4d`, its last part of the identity's digest."""
+    names = config.names
+    parts = [names["model"], names["dataset"], names["quantizer"]]
+    if identity["quantization"] is not None:
+        parts.append(f"w{config.bits.weight}a{config.bits.activation}")
+    parts += [f"s{config.seed}", digest(identity)[:8]]
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)

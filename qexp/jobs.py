@@ -1,0 +1,182 @@
+"""One job of a command: from the composed configuration to a record of how it ended. Jobs never end each other."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from qexp.build import check_targets
+from qexp.composition import FAILURE, decode_layers, decode_overrides, loader
+from qexp.config import Config, parse
+from qexp.errors import ConfigError, Interrupted, QexpError, did_you_mean
+from qexp.interrupts import raising_on_sigterm
+from qexp.security import check_interpolations
+
+INTERRUPT_EXIT = 130
+
+_interrupted_by: list[int] = []
+"""The signal that stopped a job of this process; a sweep's later jobs in it are not started."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every job of one command line has in common."""
+
+    command: str
+    dry_run: bool = False
+    config_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one job ended. `status`: done, skipped, failed, interrupted, missing (not started), or what is planned."""
+
+    overrides: str
+    status: str
+    exit_code: int = 0
+    run_id: str = ""
+    message: str = ""
+    metric: float | None = None
+    metric_name: str = ""
+
+
+def run_job(job: Job, composed: DictConfig) -> Record:
+    """Run one job and return its record; a mistake, a bug or a signal is recorded, never raised."""
+    hydra = HydraConfig.get()
+    overrides = decode_overrides([str(item) for item in hydra.overrides.task])
+    sweep = hydra.mode is RunMode.MULTIRUN
+    if _interrupted_by:
+        return Record(overrides, "missing", message="not started: the sweep was interrupted")
+    if sweep and not job.dry_run:
+        print(f"\n[{int(hydra.job.num) + 1}] {overrides or job.command}", flush=True)
+    try:
+        with raising_on_sigterm():
+            if FAILURE in composed:
+                raise ConfigError(str(composed[FAILURE]))
+            return _record(overrides, _execute(job, parse(plain_config(job, composed))))
+    except Interrupted as stop:
+        _interrupted_by.append(stop.signal)
+        return Record(overrides, "interrupted", stop.exit_code, message=str(stop))
+    except KeyboardInterrupt:
+        _interrupted_by.append(2)
+        return Record(overrides, "interrupted", INTERRUPT_EXIT, message="Ctrl-C")
+    except QexpError as error:
+        print(f"qexp {job.command}: {error}", file=sys.stderr)
+        return Record(overrides, "failed", error.exit_code, message=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return Record(overrides, "failed", 1, message=f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _execute(job: Job, config: Config) -> Any:
+    if job.command == "train":
+        from qexp.commands import train
+
+        return train.preview(config) if job.dry_run else train.run(config)
+    if job.dry_run:
+        raise ConfigError(f"--dry-run: qexp {job.command} changes nothing, leave it out.")
+    if job.command == "eval":
+        from qexp.commands import eval as evaluation
+
+        return evaluation.run(config)
+    from qexp.commands import explain
+
+    return explain.run(config)
+
+
+def _record(overrides: str, outcome: Any) -> Record:
+    result = outcome if isinstance(outcome, dict) else {}
+    name = str(result.get("primary_metric", ""))
+    return Record(
+        overrides,
+        str(result.get("status", "done")),
+        run_id=str(result.get("run_id", "")),
+        metric=result.get("metrics", {}).get(name),
+        metric_name=name,
+        message=str(result.get("message", "")),
+    )
+
+
+def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
+    """Return the composed configuration as plain containers, resolved, with layers by their patterns.
+
+    Raises:
+        ConfigError: a `_target_` or an interpolation that is refused, a reference to nothing.
+    """
+    check_interpolations(OmegaConf.to_container(composed, resolve=False))
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    plain["layers"] = _name_methods(job, decode_layers(plain.get("layers") or {}))
+    if run := (plain.get("eval") or {}).get("run"):
+        plain = {**saved_config(Path(run)), "eval": plain["eval"]}
+    else:
+        choices = HydraConfig.get().runtime.choices
+        plain["names"] = {key: str(choices[key]) for key in ("model", "dataset", "quantizer")}
+    check_targets(plain)
+    return dict(plain)
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration that a run's folder holds. Raises ConfigError when there is none."""
+    try:
+        plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"eval.run={folder}: no run of qexp, its config.yaml cannot be read.") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"eval.run={folder}: its config.yaml is no configuration.")
+    return plain
+
+
+def _name_methods(job: Job, layers: dict[str, Any]) -> dict[str, Any]:
+    """Replace each layer's `quantizer: name` by what configs/quantizer/name.yaml holds, with its name."""
+    for pattern, settings in layers.items():
+        name = settings.get("quantizer") if isinstance(settings, dict) else None
+        if isinstance(name, str):
+            repository = loader(job.config_dir).repository
+            found = repository.load_config(f"quantizer/{name}")
+            if found is None:
+                options = repository.get_group_options("quantizer")
+                raise ConfigError(
+                    f"layers.'{pattern}'.quantizer={name}: unknown quantizer.{did_you_mean(name, options)}"
+                )
+            settings["quantizer"] = {"name": name, **OmegaConf.to_container(found.config, resolve=True)}  # type: ignore[dict-item]
+    return layers
+
+
+def exit_code(records: Sequence[Record], *, sweep: bool) -> int:
+    """Return the program's exit code: a signal's first, then a failure's (in a sweep always 1)."""
+    for record in records:
+        if record.status == "interrupted":
+            return record.exit_code
+    failed = [record for record in records if record.exit_code]
+    return (1 if sweep else failed[0].exit_code) if failed else 0
+
+
+def print_summary(records: Sequence[Record]) -> None:
+    """Print one line per job: what was set apart from the others, how it ended, its metric or the reason."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    words = [record.overrides.split() for record in records]
+    shared = [word for word in words[0] if all(word in other for other in words)] if len(words) > 1 else []
+    name = next((record.metric_name for record in records if record.metric_name), "metric")
+    title = f"{len(records)} jobs of {' '.join(shared)}" if shared else f"{len(records)} jobs"
+    table = Table(title=escape(title))
+    for header in ("job", "status", name, "run or reason"):
+        table.add_column(header, overflow="fold")
+    colours = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "done": "green"}
+    for record, own in zip(records, words, strict=True):
+        metric = "" if record.metric is None else f"{record.metric:.4f}"
+        reason = record.message.splitlines()[0] if record.message else record.run_id
+        job = " ".join(word for word in own if word not in shared)
+        table.add_row(escape(job), record.status, metric, escape(reason), style=colours.get(record.status))
+    Console().print(table)

@@ -1,0 +1,105 @@
+"""What every quantizer learned, once per epoch: its level, the share it clips, its gradient, its used levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qexp.lit.evaluate import evaluating, float32
+from qexp.lit.task import Classification
+from qexp.quantizers.base import Description, Quantizer, named_quantizers
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One quantizer at the end of an epoch.
+
+    `learned` holds its values by name, `gradients` those of the last step (None before the first), `parameters`
+    the live tensors.
+    """
+
+    site: str
+    learned: dict[str, Tensor]
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    clipped: float | None = None
+    levels: int | None = None
+
+
+class AlphaLog(pl.Callback):
+    """A source of numbers for the Recorder; keeps the epoch's last batch to look at it.
+
+    `seen` holds what was found last, for the watchdog.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+        self._images: Tensor | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Keep the images of the epoch's last batch."""
+        if trainer.is_last_batch:
+            self._images = batch[0]
+
+    def __call__(self, trainer: pl.Trainer, module: Classification) -> dict[str, float]:
+        """Return the numbers of every quantizer, by tag `<what>/<site>`."""
+        self.seen = list(look(module.network, self._images))
+        self._images = None
+        return {tag: value for seen in self.seen for tag, value in numbers(seen).items()}
+
+
+def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
+    """Yield every quantizer that learns something or sees activations, as it treats `images` (None: unseen).
+
+    The pass is in evaluation mode, float32 and without gradient: it moves no statistics and draws no numbers.
+    """
+    descriptions: dict[Quantizer, Description] = {}
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, Quantizer)
+        descriptions[module] = module.describe(inputs[0])
+
+    quantizers = [(site, q) for site, q in named_quantizers(network) if q.learned() or q.site.kind != "weight"]
+    if images is not None and quantizers:
+        handles = [quantizer.register_forward_pre_hook(hook) for _, quantizer in quantizers]
+        try:
+            with torch.no_grad(), evaluating(network), float32(images.device):
+                network(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    for site, quantizer in quantizers:
+        description = descriptions.get(quantizer) or quantizer.describe()
+        clipped = description.shares.get("clipped")
+        yield Seen(
+            site=site,
+            learned={name: value.detach().clone() for name, value in quantizer.learned().items()},
+            gradients={name: value.grad for name, value in quantizer.learned().items()},
+            clipped=None if clipped is None else float(clipped),
+            levels=description.levels,
+        )
+
+
+def numbers(seen: Seen) -> dict[str, float]:
+    """Return the tags of one quantizer: `alpha/<site>` is its value, or the mean where it has many.
+
+    Many values also give `alpha_min/<site>` and `alpha_max/<site>`; `alpha_grad/<site>` is the gradient's norm.
+    """
+    found: dict[str, float] = {}
+    for name, value in seen.learned.items():
+        found[f"{name}/{seen.site}"] = float(value.mean())
+        if value.numel() > 1:
+            found[f"{name}_min/{seen.site}"] = float(value.min())
+            found[f"{name}_max/{seen.site}"] = float(value.max())
+        gradient = seen.gradients.get(name)
+        if gradient is not None:
+            found[f"{name}_grad/{seen.site}"] = float(gradient.norm())
+    if seen.clipped is not None:
+        found[f"clip_share/{seen.site}"] = seen.clipped
+    if seen.levels is not None:
+        found[f"levels/{seen.site}"] = float(seen.levels)
+    return found

@@ -1,0 +1,124 @@
+"""Trains a network: from its first batch or from the run's checkpoint, to the last epoch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from qexp.build import build
+from qexp.config import Config
+from qexp.data.base import DataSource
+from qexp.data.batches import Batches
+from qexp.lit import compiling
+from qexp.lit.alphas import AlphaLog
+from qexp.lit.checkpoint import KEY, CheckpointWriter, read_checkpoint
+from qexp.lit.evaluate import device_of, measure
+from qexp.lit.position import EpochBatches
+from qexp.lit.progress import ProgressLines
+from qexp.lit.record import Recorder, Source
+from qexp.lit.signals import StopRequest
+from qexp.lit.start import calibrate
+from qexp.lit.task import Classification
+from qexp.lit.trainer import make_trainer, silence
+from qexp.lit.watchdog import Watchdog
+from qexp.runs import RunDirectory
+
+log = logging.getLogger(__name__)
+
+
+def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirectory) -> dict[str, float]:
+    """Train `network` in place, resuming from the run's checkpoint when there is one.
+
+    Returns:
+        The last epoch's metrics, and `train_seconds` and `compiled` (0 or 1).
+
+    Raises:
+        Interrupted: a signal asked to stop; a checkpoint was written.
+        CheckpointError: the run's checkpoint is damaged or belongs to another network.
+        TrainingError: the loss or a learned level is no number any more, or the disk is full.
+    """
+    device = device_of(config)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    batches = _train_batches(source, config, device)
+    total_steps = len(batches) * config.epochs
+    checkpoint = read_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
+    compiled = _compiled(config, network, total_steps, device, checkpoint)
+    module = _task(network, config, total_steps, compiled)
+    step = int(checkpoint["global_step"]) if checkpoint else -1
+    if checkpoint is None:
+        calibrate(network, batches, device)
+    run.metrics.truncate(step)
+    with StopRequest() as request, silence():
+        alphas = AlphaLog()
+        watchdog = Watchdog(config.trainer.watchdog, alphas, run.add_warning)
+        recorder = Recorder(run.metrics, [*_sources(source, config, device), alphas, watchdog], [alphas, watchdog])
+        settings = config.trainer
+        writer = CheckpointWriter(
+            run.checkpoint, request, settings.checkpoint_minutes, settings.checkpoint_steps, compiled
+        )
+        callbacks: list[pl.Callback] = [alphas, watchdog, recorder]
+        if settings.progress:
+            callbacks.append(ProgressLines(recorder))
+        trainer = make_trainer(config, device, [*callbacks, writer], make_loggers(config, run, step))
+        loader = EpochBatches(batches)
+        loader.trainer = trainer
+        try:
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=run.checkpoint if checkpoint else None)
+        finally:
+            compiling.reset()
+    return {**run.metrics.last(), "train_seconds": writer.train_seconds, "compiled": float(compiled)}
+
+
+def _train_batches(source: DataSource, config: Config, device: torch.device) -> Batches:
+    return source.train_batches(config.batch_size, config.seed, device, channels_last=config.trainer.channels_last)
+
+
+def _compiled(
+    config: Config, network: nn.Module, steps: int, device: torch.device, checkpoint: dict[str, Any] | None
+) -> bool:
+    """A resumed run goes on as it began: a compiled step differs from an eager one in the last bits."""
+    if checkpoint is not None:
+        return bool(checkpoint[KEY]["compiled"])
+    return compiling.decide(config.trainer.compile, network, steps, device)
+
+
+def _task(network: nn.Module, config: Config, total_steps: int, compiled: bool) -> Classification:
+    module: Classification = build(
+        config.task,
+        network=network,
+        optimizer=lambda groups: build(config.optimizer, groups=groups),
+        schedule=build(config.schedule, epochs=config.epochs),
+        total_steps=total_steps,
+        lambda_alpha=config.lambda_alpha,
+    )
+    if config.trainer.channels_last:
+        module.memory_format = torch.channels_last
+        network.to(memory_format=torch.channels_last)
+    if compiled:
+        module.step = compiling.compile_step(module.step)
+    return module
+
+
+def _sources(source: DataSource, config: Config, device: torch.device) -> list[Source]:
+    validation = source.validation_batches(None, device, channels_last=config.trainer.channels_last)
+    if validation is None:
+        return []
+
+    def validate(trainer: pl.Trainer, module: Classification) -> dict[str, float]:
+        loss, accuracy = measure(module.network, validation, module.device)
+        return {"val_loss": loss, "val_accuracy": accuracy}
+
+    return [validate]
+
+
+def make_loggers(config: Config, run: RunDirectory, step: int) -> list[Any]:
+    """Return the loggers of `config.logger`; a resumed run's events from `step` on are replaced."""
+    return [
+        build(node, directory=run.path, name=run.path.name, purge_step=step + 1 if step >= 0 else None)
+        for node in config.logger.values()
+    ]

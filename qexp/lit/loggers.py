@@ -1,0 +1,56 @@
+"""Thin wrappers of Lightning's loggers, reached through `logger.<name>._target_`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from qexp.errors import ConfigError
+
+
+def tensorboard(*, directory: Path, name: str, purge_step: int | None = None) -> Logger:
+    """TensorBoard events in `directory`/tensorboard.
+
+    Args:
+        purge_step: of a resumed run; TensorBoard drops events from this step on, which are written again.
+    """
+    return TensorBoardLogger(
+        save_dir=directory, name="tensorboard", version="", default_hp_metric=False, purge_step=purge_step
+    )
+
+
+def csv(*, directory: Path, name: str, purge_step: int | None = None) -> Logger:
+    """Lightning's own wide CSV in `directory`/csv, beside metrics.csv, which qexp always writes."""
+    from pytorch_lightning.loggers import CSVLogger
+
+    return CSVLogger(save_dir=directory, name="csv", version="")
+
+
+def wandb(
+    *, directory: Path, name: str, purge_step: int | None = None, project: str = "qexp", offline: bool = False
+) -> Logger:
+    """Weights & Biases; needs its package."""
+    logger: Any = _imported("WandbLogger", "wandb")
+    return logger(save_dir=directory, name=name, project=project, offline=offline, id=name, resume="allow")
+
+
+def mlflow(
+    *, directory: Path, name: str, purge_step: int | None = None, uri: str | None = None, project: str = "qexp"
+) -> Logger:
+    """MLflow; needs its package. Without `uri` it writes into `directory`/mlruns."""
+    logger: Any = _imported("MLFlowLogger", "mlflow")
+    return logger(
+        experiment_name=project, run_name=name, tracking_uri=uri, save_dir=str(Path(directory) / "mlruns")
+    )
+
+
+def _imported(kind: str, package: str) -> Any:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"logger.{package}: the package is not installed; `pip install {package}` first.")
+    import pytorch_lightning.loggers as loggers
+
+    return getattr(loggers, kind)

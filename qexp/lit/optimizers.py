@@ -1,0 +1,113 @@
+"""Optimizers over named groups: what decays, what learns at its own rate, and each parameter exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from qexp.errors import ConfigError
+from qexp.quantizers.base import named_quantizers
+
+Decay = Literal["weights", "all"]
+"""What weight decay acts on: the weights of convolutions and linear layers, or biases and normalization too."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters treated alike.
+
+    `weight_decay` is a number of the group's own, or None for the optimizer's, where `kind` decides whether the
+    optimizer's applies.
+    """
+
+    kind: Literal["weights", "others", "quantizers"]
+    parameters: tuple[nn.Parameter, ...]
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+
+
+def parameter_groups(network: nn.Module) -> list[Group]:
+    """Sort the trained parameters of `network`: each is in one group, however often it is shared.
+
+    A quantizer's groups come from its `parameter_groups()`; weights are the tensors called `weight` of more than
+    one axis (as the PACT authors' code decays `.*/W` only); the others are biases and normalization.
+    """
+    seen: set[int] = set()
+
+    def fresh(parameters: Sequence[nn.Parameter]) -> tuple[nn.Parameter, ...]:
+        new = {id(p): p for p in parameters if p.requires_grad and id(p) not in seen}
+        seen.update(new)
+        return tuple(new.values())
+
+    groups = [
+        Group("quantizers", fresh(wanted.parameters), wanted.lr_factor, wanted.weight_decay or 0.0)
+        for _, quantizer in named_quantizers(network)
+        for wanted in quantizer.parameter_groups()
+    ]
+    rest = list(_own_parameters(network))
+    groups.append(Group("weights", fresh([p for is_weight, p in rest if is_weight])))
+    groups.append(Group("others", fresh([p for is_weight, p in rest if not is_weight])))
+    return [group for group in _merged(groups) if group.parameters]
+
+
+def _own_parameters(network: nn.Module) -> Iterator[tuple[bool, nn.Parameter]]:
+    for name, parameter in network.named_parameters():
+        yield name.rpartition(".")[2] == "weight" and parameter.ndim > 1, parameter
+
+
+def _merged(groups: Sequence[Group]) -> list[Group]:
+    """Join groups of equal settings: fewer groups make a faster step."""
+    joined: dict[tuple[str, float, float | None], tuple[nn.Parameter, ...]] = {}
+    for group in groups:
+        key = (group.kind, group.lr_factor, group.weight_decay)
+        joined[key] = joined.get(key, ()) + group.parameters
+    return [Group(kind, found, factor, decay) for (kind, factor, decay), found in joined.items()]  # type: ignore[arg-type]
+
+
+def sgd(
+    groups: Sequence[Group],
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay: Decay = "weights",
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum; `weight_decay` is added to the gradient (coupled)."""
+    settings = _settings(groups, lr, weight_decay, decay)
+    return torch.optim.SGD(settings, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def adam(
+    groups: Sequence[Group],
+    *,
+    lr: float,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay: Decay = "weights",
+) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2015); `weight_decay` is the coupled L2 penalty, not AdamW's."""
+    settings = _settings(groups, lr, weight_decay, decay)
+    return torch.optim.Adam(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+def _settings(groups: Sequence[Group], lr: float, weight_decay: float, decay: Decay) -> list[dict[str, Any]]:
+    if decay not in ("weights", "all"):
+        raise ConfigError(f"optimizer.decay={decay}: choose weights or all.")
+    if not lr > 0.0:
+        raise ConfigError(f"optimizer.lr={lr}: a learning rate is above zero.")
+    shared = {"weights": weight_decay, "others": weight_decay if decay == "all" else 0.0, "quantizers": 0.0}
+    return [
+        {
+            "params": list(group.parameters),
+            "lr": lr * group.lr_factor,
+            "weight_decay": shared[group.kind] if group.weight_decay is None else group.weight_decay,
+            "name": group.kind,
+        }
+        for group in groups
+    ]

@@ -1,0 +1,65 @@
+"""Before the first step: seeds, and quantizers started from the first training batch."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qexp.data.batches import Batches
+from qexp.quantizers.base import Quantizer, named_quantizers
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> bool:
+    """Give each quantizer its input on the first training batch, in forward order, each on top of the former ones.
+
+    The pass runs in training mode (batch statistics: the running ones mean nothing yet), in float32, without
+    gradient, and leaves buffers, modes and generators as they were.
+
+    Returns:
+        Whether any quantizer wants it; if none does, nothing runs.
+    """
+    wanting = [q for _, q in named_quantizers(network) if type(q).calibrate is not Quantizer.calibrate]
+    if not wanting:
+        return False
+    images, _ = next(iter(batches))
+    batches.load_state_dict({"epoch": 0, "position": 0})
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, Quantizer)
+        module.calibrate(inputs[0])
+
+    handles = [quantizer.register_forward_pre_hook(hook) for quantizer in wanting]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            network.to(device)
+            network.train()
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, value in network.named_buffers():
+        if name in buffers and not _belongs_to_quantizer(network, name):
+            value.copy_(buffers[name])
+    return True
+
+
+def _belongs_to_quantizer(network: nn.Module, name: str) -> bool:
+    parts = name.split(".")[:-1]
+    module = network
+    for part in parts:
+        module = getattr(module, part)
+        if isinstance(module, Quantizer):
+            return True
+    return isinstance(module, Quantizer)

@@ -1,0 +1,181 @@
+"""The task: a step as a plain function (network, batch -> loss, statistics), and Lightning's view of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from qexp.errors import TrainingError
+from qexp.lit.optimizers import Group, parameter_groups
+from qexp.lit.schedules import Schedule
+from qexp.quantizers.base import Quantizer, named_quantizers
+
+STATISTICS = ("loss", "correct", "penalty")
+"""What a step reports, each summed over the batch's samples."""
+
+
+def classification_step(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    quantizers: Sequence[Quantizer],
+    penalized: Sequence[nn.Parameter],
+    lambda_alpha: float,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and the statistics of one batch.
+
+    The loss is the cross entropy, plus what the quantizers add, plus (lambda_alpha / 2) * sum of alpha^2, whose
+    gradient is lambda_alpha * alpha whatever the optimizer does with it.
+
+    Args:
+        images: (N, C, H, W).
+        labels: (N,), int64.
+        quantizers: those whose auxiliary loss counts.
+        penalized: each penalized parameter once.
+        lambda_alpha: 0 switches the penalty off.
+
+    Returns:
+        The scalar loss, and `STATISTICS` (3,) in float32, detached.
+    """
+    logits = network(images).float()
+    cross_entropy = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    loss = cross_entropy
+    for quantizer in quantizers:
+        extra = quantizer.auxiliary_loss()
+        if extra is not None:
+            loss = loss + extra.float()
+    if lambda_alpha:
+        for parameter in penalized:
+            loss = loss + (0.5 * lambda_alpha) * parameter.float().square().sum()
+    count = labels.shape[0]
+    correct = (logits.detach().argmax(dim=1) == labels).sum()
+    statistics = torch.stack(
+        [cross_entropy.detach() * count, correct.float(), (loss - cross_entropy).detach() * count]
+    )
+    return loss, statistics
+
+
+class Classification(pl.LightningModule):
+    """Trains `network` to tell classes apart.
+
+    Args:
+        network: images to logits, quantized or not.
+        optimizer: makes the optimizer from the parameter groups.
+        schedule: progress to the factor on the learning rate.
+        total_steps: of the whole run; the schedule's end.
+        lambda_alpha: weight of the penalty on alphas.
+        label_smoothing: share of each label spread over all classes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optimizer: Callable[[Sequence[Group]], torch.optim.Optimizer],
+        schedule: Schedule,
+        total_steps: int,
+        lambda_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self.lambda_alpha = lambda_alpha
+        self.label_smoothing = label_smoothing
+        self.step: Callable[..., tuple[Tensor, Tensor]] = classification_step
+        self.memory_format = torch.contiguous_format
+        quantizers = [quantizer for _, quantizer in named_quantizers(network)]
+        self.auxiliary = [q for q in quantizers if _overrides(q, "auxiliary_loss")]
+        self._after_step = [q for q in quantizers if _overrides(q, "after_step")]
+        self.penalized = list({id(p): p for q in quantizers for p in q.penalized().values()}.values())
+        self.totals = torch.zeros(len(STATISTICS), dtype=torch.float64)
+        self.samples = 0
+        self.first_bad_step = torch.full((), float("inf"))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the loss of one batch; its statistics stay on the device until someone reads them."""
+        images, labels = batch
+        images = images.contiguous(memory_format=self.memory_format)
+        loss, statistics = self.step(
+            self.network,
+            images,
+            labels,
+            self.auxiliary,
+            self.penalized,
+            self.lambda_alpha,
+            self.label_smoothing,
+        )
+        self.totals += statistics
+        self.samples += labels.shape[0]
+        bad = torch.where(torch.isfinite(loss.detach()), float("inf"), float(self.global_step + 1))
+        self.first_bad_step = torch.minimum(self.first_bad_step, bad)
+        return loss
+
+    def on_fit_start(self) -> None:
+        """Move the running sums to the training device."""
+        self.totals = self.totals.to(self.device)
+        self.first_bad_step = self.first_bad_step.to(self.device)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the quantizers act on what the step made."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            for quantizer in self._after_step:
+                quantizer.after_step()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and a schedule that moves with every step."""
+        optimizer = self.make_optimizer(parameter_groups(self.network))
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(min(step / self.total_steps, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def running(self) -> dict[str, float]:
+        """Return the means since the epoch began; reading them waits for the device."""
+        count = max(self.samples, 1)
+        loss, correct, penalty = (value / count for value in self.totals.tolist())
+        return {"train_loss": loss, "train_accuracy": correct, "train_penalty": penalty}
+
+    def check_finite(self) -> None:
+        """Refuse a state that holds no numbers any more; reading it waits for the device.
+
+        Raises:
+            TrainingError: names the first step whose loss was not finite and the layer where it shows.
+        """
+        first = float(self.first_bad_step)
+        if math.isfinite(first):
+            place = first_non_finite(self.network)
+            raise TrainingError(
+                f"step {int(first)}: the loss is not a number; {place}. Try a smaller optimizer.lr, more bits,"
+                " or trainer.precision=float32."
+            )
+
+    def clear_running(self) -> None:
+        """Begin a new epoch's means."""
+        self.totals.zero_()
+        self.samples = 0
+
+
+def first_non_finite(network: nn.Module) -> str:
+    """Say where `network` first holds a value that is not finite, quantizers before weights."""
+    for site, quantizer in named_quantizers(network):
+        for name, value in quantizer.learned().items():
+            if not bool(torch.isfinite(value).all()):
+                return f"{name} of layer {site} is not finite"
+    for name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"layer {name.rpartition('.')[0]} has a {name.rpartition('.')[2]} that is not finite"
+    return "every parameter is finite, so it arises in the forward pass"
+
+
+def _overrides(quantizer: Quantizer, method: str) -> bool:
+    return getattr(type(quantizer), method) is not getattr(Quantizer, method)

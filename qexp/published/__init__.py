@@ -1,0 +1,7 @@
+"""The papers' numbers as data files, each cell with its source."""
+
+from __future__ import annotations
+
+from qexp.published.cells import Artefact, Cell, artefact_names, is_artefact, load_artefact, parse_paper
+
+__all__ = ["Artefact", "Cell", "artefact_names", "is_artefact", "load_artefact", "parse_paper"]

@@ -1,0 +1,189 @@
+"""Published numbers, read from `qexp/published/<paper>.yaml`: a file per paper, an artefact per table or figure.
+
+An artefact names its columns, each with the settings a run must have (`quantizer`, `bits`, or any dotted key of a
+run's configuration), and its rows, each with settings of its own, the paper's recipe and the printed values by
+column. A value is a number, or a mapping when there is more to say of it:
+
+    DoReFa 2b: {printed: 46.4, reading: 53.6, note: "the table holds the error; Table 1 prints .536"}
+
+`printed` is what the page says, `reading` what it must mean; a column that the paper leaves empty is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from qexp.errors import ConfigError, did_you_mean
+
+HOW = ("printed", "read_off", "derived")
+"""How a number was obtained: printed in a table or the text, read off a figure, or computed from other numbers."""
+
+TO_FRACTION = {"fraction": 1.0, "percent": 0.01}
+"""Units of shares; every other unit is a quantity of its own and keeps its value."""
+
+_CELL_KEYS = {"printed", "reading", "how", "note"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One published number.
+
+    Attributes:
+        row, column: the labels of the printed table.
+        keys: what a run must be to stand beside it (`model`, `dataset`, `quantizer`, `bits`, dotted config keys).
+        value: as printed, in `unit`.
+        reading: the corrected value where the page has a misprint, else None.
+        quantity: `accuracy`, `error`, or what else is counted.
+        metric: the name in a run's result that measures the same; an error is compared as one minus it.
+        source: reference and table or figure; `page` where known.
+        how: one of `HOW`.
+        recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
+        overrides: the words of the command line that set this recipe.
+    """
+
+    paper: str
+    artefact: str
+    row: str
+    column: str
+    keys: Mapping[str, str]
+    value: float
+    unit: str
+    quantity: str
+    metric: str
+    source: str
+    how: str
+    page: int | None = None
+    reading: float | None = None
+    note: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def comparable(self) -> float:
+        """The value as a run reports `metric`: a share as fraction, an error as accuracy, a misprint corrected."""
+        value = self.value if self.reading is None else self.reading
+        value *= TO_FRACTION.get(self.unit, 1.0)
+        # Ten digits: 91.6 * 0.01 must be the 0.916 that another table prints.
+        return round(1.0 - value if self.quantity == "error" else value, 10)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One table or figure: its cells, and `spread`, the paper's own run-to-run spread in units of the metric."""
+
+    paper: str
+    name: str
+    title: str
+    source: str
+    metric: str
+    spread: float
+    notes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
+    """Build the artefacts of one data file.
+
+    Args:
+        plain: the file's content; the module's docstring describes it.
+
+    Returns:
+        Artefacts by name.
+
+    Raises:
+        ConfigError: a value without a column, an unknown field, or a `how` that is none of `HOW`.
+    """
+    artefacts = {}
+    for name, body in plain["artefacts"].items():
+        cells = tuple(_cells(plain, name, body))
+        artefacts[name] = Artefact(
+            paper=plain["paper"],
+            name=name,
+            title=body["title"],
+            source=f"{plain['reference']}, {body['source']}",
+            metric=body["metric"],
+            spread=float(body["spread"]),
+            notes=tuple(" ".join(note.split()) for note in body.get("notes", ())),
+            cells=cells,
+        )
+    return artefacts
+
+
+def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iterator[Cell]:
+    """Yield the cells of one artefact, in the printed order."""
+    for row, entry in body["rows"].items():
+        for column, value in entry["values"].items():
+            where = f"{plain['paper']}/{name}, row '{row}', column '{column}'"
+            if column not in body["columns"]:
+                raise ConfigError(f"{where}: no such column.{did_you_mean(column, body['columns'])}")
+            detail = dict(value) if isinstance(value, Mapping) else {"printed": value}
+            if unknown := sorted(set(detail) - _CELL_KEYS):
+                raise ConfigError(f"{where}: unknown field '{unknown[0]}'.{did_you_mean(unknown[0], _CELL_KEYS)}")
+            how = detail.get("how", body["how"])
+            if how not in HOW:
+                raise ConfigError(f"{where}: how={how!r} is none of {', '.join(HOW)}")
+            keys = {**entry["keys"], **body["columns"][column]}
+            yield Cell(
+                paper=plain["paper"],
+                artefact=name,
+                row=row,
+                column=column,
+                keys={key: str(wanted) for key, wanted in keys.items()},
+                value=float(detail["printed"]),
+                unit=body["unit"],
+                quantity=body["quantity"],
+                metric=body["metric"],
+                source=f"{plain['reference']}, {body['source']}",
+                how=how,
+                page=body.get("page"),
+                reading=None if detail.get("reading") is None else float(detail["reading"]),
+                note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
+                recipe={**body.get("recipe", {}), **entry.get("recipe", {})},
+                overrides=tuple(entry.get("overrides", ())),
+            )
+
+
+@cache
+def _papers() -> dict[str, dict[str, Artefact]]:
+    """Read every data file of the package: paper -> artefact name -> artefact."""
+    papers = {}
+    for file in sorted(resources.files("qexp.published").iterdir(), key=lambda entry: entry.name):
+        if file.name.endswith(".yaml"):
+            plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+            papers[plain["paper"]] = parse_paper(plain)
+    return papers
+
+
+def artefact_names() -> list[str]:
+    """Return every `<paper>/<artefact>` there is, sorted."""
+    return sorted(f"{paper}/{name}" for paper, artefacts in _papers().items() for name in artefacts)
+
+
+def is_artefact(name: str) -> bool:
+    """Tell whether `name` is a known `<paper>/<artefact>`.
+
+    >>> is_artefact("pact/table1"), is_artefact("outputs/train")
+    (True, False)
+    """
+    return name in artefact_names()
+
+
+def load_artefact(name: str) -> Artefact:
+    """Return the artefact `<paper>/<artefact>`.
+
+    Raises:
+        ConfigError: there is no such table or figure in the data files.
+
+    >>> load_artefact("pact/table1").cells[0].value
+    0.916
+    """
+    if not is_artefact(name):
+        raise ConfigError(f"'{name}' is not a published table or figure.{did_you_mean(name, artefact_names())}")
+    paper, _, artefact = name.partition("/")
+    return _papers()[paper][artefact]

@@ -1,0 +1,212 @@
+"""What a run was, as the tables speak of it: its names, its bits, its recipe and its seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qexp.runs import Run
+
+SUBJECT = ("model", "dataset", "quantizer", "bits")
+"""The keys that every table groups by."""
+
+ABSENT = "–"
+"""Shown where a run has no value for a key."""
+
+_RUN_ID = re.compile(r"(?P<model>[^-]+)-(?P<dataset>[^-]+)-(?P<quantizer>[^-]+)(-w\d+a\d+)?-s\d+-[0-9a-f]{8}")
+
+# Places, names and comfort: no part of what was asked of the run.
+_PLACES = tuple(f"dataset.{name}" for name in ("root", "file", "download", "cache", "eval_batch_size", "workers"))
+_NO_RECIPE = (
+    "names",
+    "seed",
+    "experiment",
+    "output_dir",
+    "logger",
+    "explain",
+    "eval",
+    "trainer",
+    "bits",
+    *_PLACES,
+)
+
+# Rounding-level differences of the same recipe: they never split a group by themselves.
+_NUMERICS = (
+    "trainer.compile",
+    "trainer.channels_last",
+    "trainer.deterministic",
+    "trainer.devices",
+    "trainer.strategy",
+    "trainer.device",
+)
+
+# What a float network does not have: left out when a baseline is looked for.
+_QUANTIZATION = ("quantizer", "first_last", "layers", "rounding", "alpha_regularization")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run in the words of the tables.
+
+    Attributes:
+        bits: `w4a4`, or `32` for the float network.
+        first_last: the rule for both ends: `32`, `8`, `same`, or `first w8a8, last 32` where they differ.
+        recipe: every setting that decides the result but seed, subject and numerics; dotted key -> value.
+        numerics: settings that move a result only by rounding.
+    """
+
+    run: Run
+    model: str
+    dataset: str
+    quantizer: str
+    bits: str
+    first_last: str
+    precision: str
+    epochs: int | None
+    seed: int | None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.quantizer == "none"
+
+    @property
+    def subject(self) -> str:
+        """Model, data set, quantizer and bits in one line."""
+        return f"{self.model} {self.dataset} {self.quantizer} {self.bits}"
+
+    @property
+    def shortened(self) -> str:
+        """`30 of 200 epochs` where the schedule was written for a longer run or the result says so, else empty."""
+        full = self.recipe.get("schedule.of")
+        if isinstance(full, int) and self.epochs is not None and self.epochs < full:
+            return f"{self.epochs} of {full} epochs"
+        budget = (self.run.result or {}).get("budget")
+        return str(budget) if isinstance(budget, str) and budget not in ("", "full") else ""
+
+    def get(self, key: str) -> Any:
+        """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""
+        if key in SUBJECT or key in ("first_last", "precision", "epochs", "seed"):
+            value = getattr(self, key)
+            return ABSENT if value is None else value
+        return self.recipe.get(key, self.numerics.get(key, ABSENT))
+
+    def baseline_key(self) -> tuple[tuple[str, str], ...]:
+        """Return what a float run must share with this one to be its baseline (all but the seed)."""
+        kept = {key: value for key, value in self.recipe.items() if not _under(key, _QUANTIZATION)}
+        kept |= {"model": self.model, "dataset": self.dataset}
+        return tuple(sorted((key, repr(value)) for key, value in kept.items()))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested mapping by dotted key; lists and empty mappings are leaves.
+
+    >>> flatten({"optimizer": {"lr": 0.1}, "layers": {}})
+    {'optimizer.lr': 0.1, 'layers': {}}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{name}.")
+        else:
+            leaves[name] = value
+    return leaves
+
+
+def facts(run: Run) -> Facts:
+    """Describe a run from its folder's name and its saved configuration."""
+    names = _names(run)
+    flat = flatten(run.config)
+    is_float = names["quantizer"] == "none"
+    recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE)}
+    if is_float:
+        recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
+    precision = str(_node(run.config, "trainer").get("precision", ABSENT))
+    rule = ABSENT if is_float else _first_last(run.config)
+    for key in ("first_last", "quantizer.first_last", "epochs"):
+        recipe.pop(key, None)
+    epochs = run.config.get("epochs")
+    recipe |= {"epochs": epochs, "precision": precision}
+    if not is_float:
+        recipe["first_last"] = rule
+    if digest := (run.result or {}).get("data_digest"):
+        recipe["data_digest"] = digest
+    return Facts(
+        run=run,
+        **names,
+        first_last=rule,
+        precision=precision,
+        epochs=epochs,
+        seed=run.config.get("seed"),
+        recipe=recipe,
+        numerics=_numerics(run, flat),
+    )
+
+
+def _numerics(run: Run, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the arithmetic; `auto` stands for what was chosen."""
+    found = {key: flat[key] for key in _NUMERICS if key in flat}
+    compiled = (run.result or {}).get("compiled")
+    return found if compiled is None else {**found, "trainer.compile": compiled}
+
+
+def _names(run: Run) -> dict[str, str]:
+    """Return model, dataset, quantizer and bits: as chosen, else from the run's name, else from the classes."""
+    chosen = _node(run.config, "names")
+    identifier = str((run.result or {}).get("run_id") or run.path.name)
+    if all(chosen.get(key) for key in ("model", "dataset", "quantizer")):
+        names = {key: str(chosen[key]) for key in ("model", "dataset", "quantizer")}
+    elif match := _RUN_ID.fullmatch(identifier):
+        names = match.groupdict()
+    else:
+        activation = _node(run.config, "quantizer").get("activation")
+        weight = _node(run.config, "quantizer").get("weight")
+        names = {
+            "model": _class_name(_node(run.config, "model")),
+            "dataset": _class_name(_node(run.config, "dataset")),
+            "quantizer": _class_name(activation or weight or {"_target_": "none"}),
+        }
+    names["bits"] = "32" if names["quantizer"] == "none" else bits_label(_node(run.config, "bits"))
+    return names
+
+
+def bits_label(bits: Mapping[str, Any]) -> str:
+    """Return the widths in one word.
+
+    >>> bits_label({"weight": 4, "activation": 8, "first": None, "last": None})
+    'w4a8'
+    """
+    return f"w{bits.get('weight', '?')}a{bits.get('activation', '?')}"
+
+
+def _first_last(config: Mapping[str, Any]) -> str:
+    """Return the rule for both ends: one word, or each end by itself where `bits.first` or `bits.last` is set."""
+    rule = config.get("first_last")
+    if rule is None:
+        rule = _node(config, "quantizer").get("first_last", ABSENT)
+    bits = _node(config, "bits")
+    ends = {end: rule if bits.get(end) is None else bits[end] for end in ("first", "last")}
+    texts = {end: bits_label(value) if isinstance(value, Mapping) else str(value) for end, value in ends.items()}
+    if texts["first"] == texts["last"]:
+        return texts["first"]
+    return f"first {texts['first']}, last {texts['last']}"
+
+
+def _node(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a group of the config; a damaged or older one that lacks it gives an empty one."""
+    value = config.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _class_name(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_", ABSENT)).rsplit(".", 1)[-1].lower()
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Tell whether a dotted key is one of `prefixes` or stands below one."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

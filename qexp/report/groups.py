@@ -1,0 +1,198 @@
+"""Runs that differ in nothing but their seed make one group, the unit of every table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qexp.errors import ConfigError, did_you_mean
+from qexp.report.facts import ABSENT, SUBJECT, Facts
+from qexp.report.intervals import Summary, summarize
+
+# What a float network does not have, and what one method sets otherwise than another.
+_FOLLOW_QUANTIZER = ("quantizer.", "first_last", "layers", "rounding.", "alpha_regularization.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe, with one value each of the metric.
+
+    Attributes:
+        keys: the values that set this group apart, by table key.
+        members: one run per seed.
+        values: the metric of each member, in the same order.
+    """
+
+    keys: dict[str, str]
+    members: tuple[Facts, ...]
+    values: tuple[float, ...]
+
+    @property
+    def first(self) -> Facts:
+        """Any member: they agree in all but the seed."""
+        return self.members[0]
+
+    @property
+    def summary(self) -> Summary:
+        """Mean and interval over the seeds."""
+        return summarize(self.values)
+
+    @property
+    def by_seed(self) -> dict[int | None, float]:
+        """The value of each seed."""
+        return {member.seed: value for member, value in zip(self.members, self.values, strict=True)}
+
+
+def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = None) -> list[Group]:
+    """Sort runs into groups.
+
+    Args:
+        runs: finished runs whose result holds `metric`.
+        metric: its name in the result's metrics.
+        by: keys to group by; None groups by `SUBJECT` and by whatever else differs.
+
+    Returns:
+        Groups, the float network first, then by falling bits.
+
+    Raises:
+        ConfigError: a key that no run has; with `by`, runs of different recipes in one group; one seed twice.
+    """
+    if by is None:
+        keys = _automatic_keys(runs)
+    else:
+        known = {*SUBJECT, "first_last", "precision", "epochs", *_all_keys(runs)}
+        for key in by:
+            if key not in known:
+                raise ConfigError(f"--by: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
+        keys = list(by)
+    groups = []
+    for values, members in _split(runs, keys).items():
+        _refuse_mixture(members, keys)
+        once = _one_per_seed(members, keys)
+        numbers = tuple(metric_of(member, metric) for member in once)
+        groups.append(Group(dict(zip(keys, values, strict=True)), tuple(once), numbers))
+    return sorted(groups, key=_order)
+
+
+def metric_of(member: Facts, metric: str) -> float:
+    """Return one metric of a finished run; NaN where the run did not report it."""
+    value = metrics_of(member).get(metric)
+    return float("nan") if value is None else float(value)
+
+
+def metrics_of(member: Facts) -> dict[str, float]:
+    """Return every number that a finished run reported, by name."""
+    result = member.run.result or {}
+    found = dict(result.get("metrics") or {})
+    if "test_accuracy" in result:
+        found.setdefault("test_accuracy", result["test_accuracy"])
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def differing(members: Iterable[Facts]) -> list[str]:
+    """Return the keys in which runs differ, apart from the seed and the numerics.
+
+    What follows from another difference is left out: two quantizers differ in their classes and settings, too.
+    """
+    members = list(members)
+    keys = [*SUBJECT, *dict.fromkeys(key for member in members for key in member.recipe)]
+    found = [key for key in keys if len({str(member.get(key)) for member in members}) > 1]
+    implied = {"quantizer": _FOLLOW_QUANTIZER, "model": ("model.",), "dataset": ("dataset.", "data_digest")}
+    prefixes = tuple(prefix for name in found for prefix in implied.get(name, ()))
+    return [key for key in found if not key.startswith(prefixes)] if prefixes else found
+
+
+def _automatic_keys(runs: Sequence[Facts]) -> list[str]:
+    """Return `SUBJECT` and every key that differs inside a group of one subject."""
+    keys = list(SUBJECT)
+    for members in _split(runs, SUBJECT).values():
+        keys += [key for key in differing(members) if key not in keys]
+    for members in _split(runs, keys).values():
+        keys += [key for key in _numerics_behind_a_repeated_seed(members) if key not in keys]
+    return keys
+
+
+def _numerics_behind_a_repeated_seed(members: Sequence[Facts]) -> list[str]:
+    """Return the numerics in which two runs of one seed differ: such runs are no independent samples."""
+    found = []
+    for one, other in itertools.combinations(_distinct(members), 2):
+        if one.seed == other.seed:
+            found += [key for key in one.numerics if one.get(key) != other.get(key)]
+    return list(dict.fromkeys(found))
+
+
+def _all_keys(runs: Sequence[Facts]) -> set[str]:
+    return {key for run in runs for key in (*run.recipe, *run.numerics)}
+
+
+def _split(runs: Sequence[Facts], keys: Sequence[str]) -> dict[tuple[str, ...], list[Facts]]:
+    groups: dict[tuple[str, ...], list[Facts]] = {}
+    for run in runs:
+        groups.setdefault(tuple(str(run.get(key)) for key in keys), []).append(run)
+    return groups
+
+
+def _refuse_mixture(members: Sequence[Facts], keys: Sequence[str]) -> None:
+    """Raise when runs of one group differ in anything but the seed."""
+    found = [key for key in differing(members) if key not in keys]
+    if not found:
+        return
+    key = found[0]
+    one = members[0]
+    other = next(member for member in members if str(member.get(key)) != str(one.get(key)))
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    raise ConfigError(
+        f"runs of different recipes do not mix in one row: {one.run.path.name} has {key}={one.get(key)},"
+        f" {other.run.path.name} has {key}={other.get(key)}{more};"
+        f" split them with --by {','.join([*keys, *found])}"
+    )
+
+
+def _distinct(members: Sequence[Facts]) -> list[Facts]:
+    """Drop copies: a run found twice has the same name, which holds its identity."""
+    return list({member.run.path.name: member for member in members}.values())
+
+
+def _one_per_seed(members: Sequence[Facts], keys: Sequence[str]) -> list[Facts]:
+    """Return the members by seed.
+
+    Raises:
+        ConfigError: two different runs of one seed, which would count as two samples.
+    """
+    by_seed: dict[int | None, Facts] = {}
+    for member in _distinct(members):
+        if member.seed in by_seed:
+            other = by_seed[member.seed]
+            apart = _numerics_behind_a_repeated_seed([other, member])
+            way = f"split them with --by {','.join([*keys, *apart])}" if apart else "leave one of them out"
+            raise ConfigError(
+                f"two runs of seed {member.seed} in one row are no two samples: {other.run.path} and"
+                f" {member.run.path}; {way}"
+            )
+        by_seed[member.seed] = member
+    return [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: (seed is None, seed))]
+
+
+def _order(group: Group) -> tuple[object, ...]:
+    """Sort by model and data set, the float network first, then by falling bits, then by the rest."""
+    one = group.first
+    widths = [int(digits) for digits in one.bits[1:].split("a") if digits.isdigit()] if "a" in one.bits else [99]
+    rest = [value for key, value in group.keys.items() if key not in SUBJECT and value != ABSENT]
+    return (one.model, one.dataset, not one.is_float, [-width for width in widths], one.quantizer, rest)
+
+
+def baseline_difference(group: Group, floats: Sequence[Group]) -> Summary | None:
+    """Return the group's values minus those of its float baseline, seed by seed.
+
+    The baseline is the float run of the same model, data set, recipe and seed; None where there is none.
+    """
+    if group.first.is_float:
+        return None
+    wanted = group.first.baseline_key()
+    for candidate in floats:
+        if candidate.first.is_float and candidate.first.baseline_key() == wanted:
+            base = candidate.by_seed
+            pairs = [value - base[seed] for seed, value in group.by_seed.items() if seed in base]
+            return summarize(pairs) if pairs else None
+    return None

@@ -1,0 +1,158 @@
+"""The table of measured runs: one row per group, with interval, budget and distance to the float baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qexp.errors import ConfigError, did_you_mean
+from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
+from qexp.report.groups import Group, baseline_difference, group_runs, metric_of, metrics_of
+from qexp.report.numbers import difference_text, interval_text, unit, value_text
+from qexp.report.progress import progress_text
+from qexp.report.tables import Column, Table
+from qexp.runs import Run
+
+HEADERS = {"dataset": "data set", "first_last": "first/last", "data_digest": "data"}
+"""Headers that differ from the key."""
+
+# Shown only where the rows differ in them, by request of a reader who must be able to trust equal-looking rows.
+_SHOWN_WHEN_DIFFERENT = ("first_last", "precision")
+
+
+def measured_table(runs: Sequence[Run], metric: str = "test_accuracy", by: Sequence[str] | None = None) -> Table:
+    """Build the table of any runs.
+
+    Args:
+        runs: as `find_runs` gives them; unfinished and damaged ones are listed below the table.
+        metric: the number to compare, by its name in `result.json`.
+        by: keys to group by; None: model, data set, quantizer, bits, and whatever else differs.
+
+    Returns:
+        The table; accuracies in percent, differences in points.
+
+    Raises:
+        ConfigError: no run has the metric, or `by` would mix recipes.
+    """
+    finished, notes = usable(runs, metric)
+    groups = group_runs(finished, metric, by)
+    floats = group_runs([run for run in finished if run.is_float], metric)
+    keys = list(groups[0].keys) if groups else list(SUBJECT)
+    keys += [key for key in _SHOWN_WHEN_DIFFERENT if key not in keys and _differ(groups, key)]
+    columns = _columns(keys, metric)
+    return Table(
+        title=f"{metric.replace('_', ' ')} of {len(finished)} finished run{'s' * (len(finished) != 1)}",
+        columns=columns,
+        rows=[_row(group, floats, keys, metric) for group in groups],
+        records=[_record(group, floats, keys, metric) for group in groups],
+        caption=f"{caption(groups, metric)} Float: same model, data set, recipe and seeds, without quantizer.",
+        notes=notes,
+    )
+
+
+def usable(runs: Sequence[Run], metric: str) -> tuple[list[Facts], list[str]]:
+    """Part runs that can stand in a table from those that cannot.
+
+    Returns:
+        Finished runs that report `metric`, and one line for each other run.
+
+    Raises:
+        ConfigError: runs are finished, and none reports `metric`.
+    """
+    finished, notes = [], []
+    for run in runs:
+        name = run.path.name
+        if run.status == "done" and run.config:
+            finished.append(facts(run))
+            if run.problem:
+                notes.append(f"{name}: damaged: {run.problem}")
+        elif run.problem:
+            notes.append(f"{name}: damaged, left out: {run.problem}")
+        else:
+            why = f": {run.failure}" if run.failure else ""
+            notes.append(f"{name}: {run.status} ({progress_text(run)}){why}")
+    known = {name for run in finished for name in metrics_of(run)}
+    if finished and metric not in known:
+        raise ConfigError(f"--metric: no finished run reports '{metric}'.{did_you_mean(metric, known)}")
+    holding = [run for run in finished if not math.isnan(metric_of(run, metric))]
+    notes += [f"{run.run.path.name}: finished without {metric}" for run in finished if run not in holding]
+    return holding, notes
+
+
+def caption(groups: Sequence[Group], metric: str) -> str:
+    """Say what the numbers are: metric, interval, the rule for both ends, precision."""
+    quantized = [group for group in groups if not group.first.is_float]
+    parts = [f"{metric}{' in %, differences in points' if unit(metric) else ''}; 95% t-interval from n = 3 on."]
+    if quantized:
+        parts.append(f"First and last layer: {_all_values(quantized, 'first_last')} (bits; same = as the others).")
+    if groups:
+        parts.append(f"Training precision: {_all_values(groups, 'precision')}.")
+    return " ".join(parts)
+
+
+def header(key: str) -> str:
+    """Return a key as a column's header."""
+    return HEADERS.get(key, key)
+
+
+def epochs_text(group: Group) -> str:
+    """Return the budget, naming a shortened one."""
+    one = group.first
+    if one.shortened:
+        return f"shortened: {one.shortened.removesuffix(' epochs')}"
+    return ABSENT if one.epochs is None else str(one.epochs)
+
+
+def _columns(keys: Sequence[str], metric: str) -> list[Column]:
+    columns = [Column(key, header(key)) for key in keys if key != "epochs"]
+    return [
+        *columns,
+        Column("n", "n", number=True),
+        Column("mean", f"mean{unit(metric)}", number=True),
+        Column("interval", "95% interval"),
+        Column("epochs", "epochs", number=True),
+        Column("difference", "vs float", number=True),
+    ]
+
+
+def _row(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: str) -> dict[str, str]:
+    summary, difference = group.summary, baseline_difference(group, floats)
+    text = ABSENT if difference is None else difference_text(difference.mean, metric)
+    if difference is not None and difference.half_width is not None:
+        text += f" ± {value_text(difference.half_width, metric)}"
+    elif difference is not None and difference.n < summary.n:
+        text += f" (n = {difference.n})"
+    return {key: str(group.first.get(key)) for key in keys} | {
+        "n": str(summary.n),
+        "mean": value_text(summary.mean, metric),
+        "interval": interval_text(summary, metric),
+        "epochs": epochs_text(group),
+        "difference": text,
+    }
+
+
+def _record(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: str) -> dict[str, object]:
+    summary, difference = group.summary, baseline_difference(group, floats)
+    return {key: group.first.get(key) for key in keys} | {
+        "metric": metric,
+        "n": summary.n,
+        "mean": summary.mean,
+        "interval_low": summary.low,
+        "interval_high": summary.high,
+        "epochs": group.first.epochs,
+        "shortened": group.first.shortened,
+        "difference": None if difference is None else difference.mean,
+        "difference_n": None if difference is None else difference.n,
+        "difference_half_width": None if difference is None else difference.half_width,
+        "seeds": " ".join(str(member.seed) for member in group.members),
+        "first_last": group.first.first_last,
+        "precision": group.first.precision,
+    }
+
+
+def _differ(groups: Sequence[Group], key: str) -> bool:
+    return len({group.first.get(key) for group in groups} - {ABSENT}) > 1
+
+
+def _all_values(groups: Sequence[Group], key: str) -> str:
+    return " or ".join(sorted({str(group.first.get(key)) for group in groups}))

@@ -1,0 +1,61 @@
+"""How numbers are written: accuracies in percent, differences of them in points, the rest with four digits."""
+
+from __future__ import annotations
+
+from qexp.report.intervals import Summary
+
+
+def is_share(metric: str) -> bool:
+    """Tell whether a metric is a share of 1, shown in percent.
+
+    >>> is_share("test_accuracy"), is_share("test_loss")
+    (True, False)
+    """
+    return metric.endswith("accuracy")
+
+
+def unit(metric: str) -> str:
+    """Return the unit for a header: ` (%)`, or nothing."""
+    return " (%)" if is_share(metric) else ""
+
+
+def value_text(value: float, metric: str, digits: int = 2) -> str:
+    """Return a value of `metric`.
+
+    >>> value_text(0.9134, "test_accuracy"), value_text(0.31415926, "test_loss")
+    ('91.34', '0.3142')
+    """
+    return f"{100 * value:.{digits}f}" if is_share(metric) else f"{value:.4g}"
+
+
+def published_text(value: float, metric: str) -> str:
+    """Return a published value with the digits it was printed with, at least one.
+
+    >>> published_text(0.916, "test_accuracy"), published_text(0.7055, "test_accuracy")
+    ('91.6', '70.55')
+    """
+    text = value_text(value, metric)
+    return text.removesuffix("0") if is_share(metric) else text
+
+
+def difference_text(value: float, metric: str, digits: int = 2) -> str:
+    """Return a difference with its sign, in points for a share.
+
+    >>> difference_text(-0.012, "test_accuracy")
+    '-1.20'
+    """
+    # A zero that rounding leaves is no negative one.
+    return f"{round(100 * value, digits) + 0.0:+.{digits}f}" if is_share(metric) else f"{value:+.3g}"
+
+
+def interval_text(summary: Summary, metric: str) -> str:
+    """Return `lowest to highest` of the 95% interval, or how many runs there are where none is given.
+
+    >>> interval_text(Summary(3, 0.91, 0.01), "test_accuracy")
+    '90.00 to 92.00'
+    >>> interval_text(Summary(1, 0.91, None), "test_accuracy")
+    'n = 1'
+    """
+    if summary.low is None or summary.high is None:
+        return f"n = {summary.n}"
+    return f"{value_text(summary.low, metric)} to {value_text(summary.high, metric)}"

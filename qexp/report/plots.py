@@ -1,0 +1,201 @@
+"""Figures of runs: every alpha against the epoch, and learning curves of several runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from qexp.errors import ConfigError
+from qexp.report.facts import ABSENT, Facts, facts
+from qexp.report.groups import differing
+from qexp.report.progress import finished_epochs
+from qexp.report.series import Series, learned, read_series
+from qexp.report.style import INK, caption, categorical, label_ends, sequential, styled
+from qexp.runs import Run, read_run
+
+MOST_LABELS = 24
+"""Lines that are named each at its end; more of them share a colour bar."""
+
+_WIDTH, _HEIGHT = 7.2, 4.4  # inches
+_SPLITS: dict[str, tuple[Any, str]] = {
+    "train": ("-", "training"),
+    "val": ("--", "validation"),
+    "test": (":", "test"),
+}
+
+
+def alpha_figure(run_path: Path) -> Figure:
+    """Draw every clip level of a run against the epoch, coloured by depth; of a method without, its step sizes.
+
+    Args:
+        run_path: the run's folder; its `metrics.csv` holds one `alpha/<site>` (or `step/<site>`) per epoch, the
+            mean where a site has many.
+
+    Returns:
+        A figure of its own, which no window and no pyplot state refers to.
+
+    Raises:
+        ConfigError: the run logged no alpha.
+    """
+    series = read_series(run_path)
+    kind = "alpha" if learned(series, "alpha") else "step"
+    lines = learned(series, kind)
+    if not lines:
+        raise ConfigError(
+            f"{run_path}: no alpha in its metrics.csv; alphas are logged by runs whose quantizer learns them,"
+            " such as quantizer=pact, once their first epoch has ended"
+        )
+    with styled():
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title("Clip levels during training" if kind == "alpha" else "Step sizes during training")
+        unit = "activation" if kind == "alpha" else "quantized tensor"
+        axes.set(xlabel="epoch", ylabel=f"{kind}, in units of the {unit}")
+        _draw_by_depth(axes, lines)
+        _limits(axes, lines)
+        if len(lines) <= MOST_LABELS:
+            label_ends(axes, [line.name for line in lines], height=0.76 * _HEIGHT)
+        else:
+            _depth_bar(figure, axes, lines)
+        caption(figure, run_caption(facts(read_run(run_path))))
+    return figure
+
+
+def _draw_by_depth(axes: Axes, lines: Sequence[Series]) -> None:
+    for line, colour in zip(lines, sequential(len(lines)), strict=True):
+        # A single epoch is a point, and a line of one point would be invisible.
+        marker = "o" if len(line.epochs) == 1 else None
+        axes.plot(line.epochs, line.values, color=colour, marker=marker, markersize=3)
+
+
+def _limits(axes: Axes, lines: Sequence[Series]) -> None:
+    """Start at zero unless an alpha went below, so that heights can be compared."""
+    values = [value for line in lines for value in line.values if math.isfinite(value)]
+    if values:
+        low, high = min(values), max(values)
+        axes.set_ylim(min(0.0, 1.1 * low), 1.05 * high if high > 0 else 1.0)
+    last = max(line.epochs[-1] for line in lines)
+    axes.set_xlim(0, max(last, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _depth_bar(figure: Figure, axes: Axes, lines: Sequence[Series]) -> None:
+    """Name the first, the last and a few sites between on a colour bar."""
+    count = len(lines)
+    colours = ScalarMappable(Normalize(-0.5, count - 0.5), ListedColormap(sequential(count)))
+    bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=40)
+    ticks = [round(index * (count - 1) / 11) for index in range(12)]
+    bar.set_ticks(ticks, labels=[lines[tick].name for tick in ticks])
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.invert_yaxis()  # read from the input down
+    bar.outline.set_visible(False)
+
+
+def curves_figure(runs: Sequence[Run]) -> Figure:
+    """Draw loss and accuracy of several runs against the epoch: colour tells the run, line style the data.
+
+    Raises:
+        ConfigError: none of the runs logged a loss or an accuracy.
+    """
+    described = [facts(run) for run in runs]
+    data = [read_series(run.path) for run in runs]
+    quantities = [kind for kind in ("loss", "accuracy") if any(_has(series, kind) for series in data)]
+    if not quantities:
+        raise ConfigError(
+            f"{runs[0].path}: no loss and no accuracy in its metrics.csv; its first epoch has not ended"
+        )
+    with styled():
+        figure = Figure(figsize=(_WIDTH, 3.4 + 0.16 * len(runs)), dpi=150, layout="constrained")
+        panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+        colours = categorical(len(runs))
+        for axes, kind in zip(panels, quantities, strict=True):
+            axes.set_title(kind.capitalize())
+            axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "top-1 accuracy (%)")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for series, colour in zip(data, colours, strict=True):
+                _draw_splits(axes, series, kind, colour)
+        _legends(figure, labels(described), colours, data)
+        caption(figure, _curves_caption(described))
+    return figure
+
+
+def _draw_splits(axes: Axes, series: dict[str, Series], kind: str, colour: Any) -> None:
+    factor = 100.0 if kind == "accuracy" else 1.0
+    for split, (style, _) in _SPLITS.items():
+        if one := series.get(f"{split}_{kind}"):
+            values = [factor * value for value in one.values]
+            marker = "o" if len(values) == 1 else None
+            axes.plot(one.epochs, values, linestyle=style, color=colour, marker=marker, markersize=4)
+
+
+def _has(series: dict[str, Series], kind: str) -> bool:
+    return any(f"{split}_{kind}" in series for split in _SPLITS)
+
+
+def _legends(
+    figure: Figure, names: Sequence[str], colours: Sequence[Any], data: Sequence[dict[str, Series]]
+) -> None:
+    """Name runs by colour above the panels, and the data by line style in the first one."""
+    lines = [Line2D([], [], color=colour) for colour in colours]
+    columns = max(1, min(len(names), 110 // (max(map(len, names)) + 8)))
+    figure.legend(lines, names, loc="outside upper left", ncols=columns)
+    handles, texts = [], []
+    for split, (style, text) in _SPLITS.items():
+        drawn = [
+            one
+            for series in data
+            for name, one in series.items()
+            if name in (f"{split}_loss", f"{split}_accuracy")
+        ]
+        if drawn:
+            once = all(len(one.values) == 1 for one in drawn)
+            look: dict[str, Any] = {"marker": "o", "linestyle": ""} if once else {"linestyle": style}
+            handles.append(Line2D([], [], color=INK, markersize=4, **look))
+            texts.append(text)
+    figure.axes[0].legend(handles, texts, loc="best")
+
+
+def labels(runs: Sequence[Facts]) -> list[str]:
+    """Name each run by what sets it apart from the others; a single one by its subject."""
+    keys = differing(runs)
+    if len({run.seed for run in runs}) > 1:
+        keys.append("seed")
+    keys = keys or ["quantizer", "bits"]
+    return [" ".join(filter(None, (_label_part(run, key) for key in keys))) for run in runs]
+
+
+def _label_part(run: Facts, key: str) -> str:
+    value = run.get(key)
+    if value == ABSENT:
+        return ""
+    return str(value) if key in ("model", "dataset", "quantizer", "bits") else f"{key.rsplit('.', 1)[-1]} {value}"
+
+
+def run_caption(run: Facts) -> str:
+    """Say what was run: model, data, method, bits, ends, budget, seed, n."""
+    ends = "" if run.is_float else f", first/last {run.first_last}"
+    budget = _budget(run)
+    return f"{run.model} on {run.dataset}, {run.quantizer} {run.bits}{ends}; {budget}, seed {run.seed}, n = 1"
+
+
+def _curves_caption(runs: Sequence[Facts]) -> str:
+    models = sorted({f"{run.model} on {run.dataset}" for run in runs})
+    epochs = sorted({_budget(run) for run in runs})
+    return f"{', '.join(models)}; {' and '.join(epochs)}; one line per run (n = 1 each)"
+
+
+def _budget(run: Facts) -> str:
+    """Return the epochs, naming a shortened budget and a run that is not at its end."""
+    # A run draws its own figure before it is recorded as done.
+    if run.run.status != "done" and finished_epochs(run.run) < (run.epochs or 0):
+        return f"unfinished, {finished_epochs(run.run)} of {run.epochs} epochs"
+    return run.shortened or f"{run.epochs} epochs"

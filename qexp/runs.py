@@ -1,0 +1,246 @@
+"""A run's folder and its record: what was asked, what happened, and how far it came."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from qexp.errors import ConfigError
+from qexp.files import MetricsFile, atomic_write
+
+FORMAT_VERSION = 1
+"""Of the record; raised when a reader of the old one would misread the new one."""
+
+Status = Literal["done", "running", "failed", "interrupted", "missing"]
+
+
+class RunDirectory:
+    """One run's folder: `outputs/<experiment>/<run_id>/`.
+
+    Nothing is created before `prepare`; reading works on any folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint, from which the run resumes."""
+        return self.path / "last.ckpt"
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The numbers of every epoch."""
+        return MetricsFile(self.path / "metrics.csv")
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard's folder."""
+        return self.path / "tensorboard"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of PNG figures."""
+        return self.path / "figures"
+
+    @property
+    def log(self) -> Path:
+        """The text that the run printed for its record."""
+        return self.path / "run.log"
+
+    def prepare(self, config: Mapping[str, Any], identity: Mapping[str, Any], environment: Any) -> None:
+        """Create the folder and write what was asked, before any time is spent.
+
+        Args:
+            config: resolved, plain containers.
+            identity: what decides the result.
+            environment: of `qexp.environment.describe()`.
+
+        Raises:
+            ConfigError: the folder cannot be written, or belongs to another configuration.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_another(identity)
+            atomic_write(self.path / "identity.json", json.dumps(identity, indent=2, sort_keys=True) + "\n")
+            atomic_write(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+            atomic_write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir: cannot write {self.path} ({error.strerror}); name a folder you may write with"
+                " output_dir=<folder>."
+            ) from error
+
+    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
+        found = _read_json(self.path / "identity.json")
+        wanted = json.loads(json.dumps(identity))
+        if isinstance(found, dict) and found != wanted:
+            raise ConfigError(
+                f"{self.path} holds a run of another configuration (its identity.json differs); choose another"
+                " experiment.name or output_dir, or move that folder away."
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            ConfigError: another process holds it; the message names its process id.
+        """
+        path = self.path / ".lock"
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir: cannot write {self.path} ({error.strerror}); name a folder you may write with"
+                " output_dir=<folder>."
+            ) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+                raise ConfigError(
+                    f"{self.path} is in use by process {owner}; wait for it, or end it and type the command again."
+                ) from None
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            os.close(handle)
+
+    def locked(self) -> bool:
+        """Return whether a process holds the folder now."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+        finally:
+            os.close(handle)
+        return False
+
+    def status(self) -> Status:
+        """Return how far the run came; `interrupted` also when its process was killed without a word."""
+        if self.read_result() is not None:
+            return "done"
+        if self.locked():
+            return "running"
+        failure = self.read_failure()
+        if failure is not None:
+            return "interrupted" if failure.get("status") == "interrupted" else "failed"
+        return "interrupted" if (self.path / "config.yaml").exists() else "missing"
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`, the last thing of a run: its presence means that the run is done."""
+        atomic_write(self.path / "result.json", json.dumps(_without_nan(dict(result)), indent=2) + "\n")
+        self.clear_failure()
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return the result, or None when there is none that can be read."""
+        found = _read_json(self.path / "result.json")
+        return found if isinstance(found, dict) else None
+
+    def write_failure(self, text: str, exit_code: int, status: Status = "failed") -> None:
+        """Say why the run ended early; a folder that cannot be written is no second failure."""
+        record = {"format_version": FORMAT_VERSION, "status": status, "message": text, "exit_code": exit_code}
+        with contextlib.suppress(OSError):
+            atomic_write(self.path / "failure.json", json.dumps(record, indent=2) + "\n")
+
+    def read_failure(self) -> dict[str, Any] | None:
+        """Return the failure's record, or None."""
+        found = _read_json(self.path / "failure.json")
+        return found if isinstance(found, dict) else None
+
+    def add_warning(self, text: str) -> None:
+        """Keep a warning for the record, once, also when the run is resumed and warns again."""
+        found = self.read_warnings()
+        if text not in found:
+            atomic_write(self.path / "warnings.json", json.dumps([*found, text], indent=2) + "\n")
+
+    def read_warnings(self) -> list[str]:
+        """Return what the run warned of so far."""
+        found = _read_json(self.path / "warnings.json")
+        return [str(text) for text in found] if isinstance(found, list) else []
+
+    def clear_failure(self) -> None:
+        """Forget an earlier failure: the run goes on, or is done."""
+        (self.path / "failure.json").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it; `problem` says what in the folder could not be read."""
+
+    path: Path
+    status: Status
+    config: dict[str, Any]
+    result: dict[str, Any] | None
+    failure: str | None
+    environment: dict[str, Any]
+    problem: str | None = None
+
+
+def read_run(path: Path) -> Run:
+    """Read one run folder; damage goes into `problem`, never into an exception."""
+    directory = RunDirectory(path)
+    problems = []
+    config: Any = {}
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.append(f"config.yaml: {' '.join(str(error).split())[:120]}")
+    if not isinstance(config, dict):
+        problems.append("config.yaml: not a mapping")
+        config = {}
+    for name in ("result.json", "failure.json", "environment.json"):
+        if (path / name).exists() and not isinstance(_read_json(path / name), dict):
+            problems.append(f"{name}: not readable as a JSON object")
+    failure = directory.read_failure()
+    environment = _read_json(path / "environment.json")
+    return Run(
+        path=path,
+        status=directory.status(),
+        config=config,
+        result=directory.read_result(),
+        failure=str(failure.get("message", "")) if failure else None,
+        environment=environment if isinstance(environment, dict) else {},
+        problem="; ".join(problems) or None,
+    )
+
+
+def find_runs(root: Path) -> list[Run]:
+    """Return every run below `root` (or `root` itself), sorted by path; a missing root has none."""
+    marks = ("config.yaml", "result.json", "failure.json")
+    folders = {found.parent for mark in marks for found in Path(root).rglob(mark) if ".hydra" not in found.parts}
+    return [read_run(folder) for folder in sorted(folders)]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null, so that every reader can read the record."""
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value

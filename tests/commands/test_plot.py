@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qexp.commands import plot
+from qexp.errors import ConfigError
+
+
+def make_run(root: Path, seed: int = 0, rows: str = "1,9,alpha/a,2.0\n1,9,train_loss,0.5\n") -> Path:
+    path = root / f"mlp-digits-pact-w4a4-s{seed}-0000000{seed}"
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(
+        yaml.safe_dump({"epochs": 1, "seed": seed, "bits": {"weight": 4, "activation": 4}})
+    )
+    (path / "metrics.csv").write_text("epoch,step,name,value\n" + rows)
+    return path
+
+
+def test_alpha_goes_into_the_runs_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    assert plot.main(["alpha", str(run)]) == 0
+    assert (run / "figures/alpha.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"wrote {run}/figures/alpha.png\n"
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_form_follows_the_files_name(tmp_path: Path, suffix: str, start: bytes) -> None:
+    make_run(tmp_path, 0)
+    make_run(tmp_path, 1)
+    output = tmp_path / f"new/curves{suffix}"
+    assert plot.main(["curves", str(tmp_path), "--output", str(output)]) == 0
+    content = output.read_bytes()
+    assert content.startswith(start)
+    if suffix == ".svg":
+        assert b"seed 1" in content  # text stays text
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path, 0), make_run(tmp_path, 1, rows="")
+    with pytest.raises(ConfigError, match=r"the suffix has to be one of \.png"):
+        plot.main(["alpha", str(one), "--output", "a.gif"])
+    with pytest.raises(ConfigError, match="holds 2 runs, name one of them"):
+        plot.main(["alpha", str(tmp_path)])
+    with pytest.raises(ConfigError, match="no such folder"):
+        plot.main(["alpha", str(tmp_path / "nothing")])
+    with pytest.raises(ConfigError, match=r"no alpha in its metrics\.csv"):
+        plot.main(["alpha", str(other)])
+    with pytest.raises(ConfigError, match="no loss and no accuracy"):
+        plot.main(["curves", str(other)])
+    assert not (other / "figures").exists()

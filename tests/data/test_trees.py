@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qexp.data.crops import cut, random_area
+from qexp.data.imagefolder import ImageFolder
+from qexp.data.imagenet import ImageNet
+from qexp.errors import DataError
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def folder(tree, **arguments) -> ImageFolder:
+    return ImageFolder(root=str(tree), **arguments)
+
+
+def imagenet(tree, **arguments) -> ImageNet:
+    given = {"num_classes": 2, "resize": 36, "crop": 32, "workers": 0, "mean": MEAN, "std": STD}
+    return ImageNet(root=str(tree), **(given | arguments))
+
+
+def batches_of(source, epoch: int = 0, **arguments) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    batches = source.train_batches(4, 0, "cpu", **arguments)
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def same(left, right) -> bool:
+    return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(left, right, strict=True))
+
+
+def test_a_tree_is_read_into_memory(tree, photographs):
+    source = folder(tree)
+    assert source.shape == (3, 40, 48) and source.num_classes == 2
+    train = source.splits["train"]
+    assert train.images.shape == (12, 40, 48, 3) and train.labels.tolist() == [0] * 6 + [1] * 6
+    assert np.array_equal(train.images[0], photographs[0][:40, 15:63])  # a PNG keeps every pixel
+    assert len(next(iter(source.test_batches(None, "cpu")))[1]) == 6
+    assert len(next(iter(source.validation_batches(None, "cpu")))[1]) == 4
+
+
+def test_images_are_brought_to_the_shape_asked_for(tree):
+    source = folder(tree, shape=[1, 24, 24], num_classes=2, mean=[0.5], std=[0.5])
+    assert source.splits["test"].images.shape == (6, 24, 24, 1)
+    assert folder("/nowhere", shape=[1, 24, 24], num_classes=2).num_classes == 2
+
+
+def test_without_test_the_val_folder_is_the_test_split(tree):
+    (tree / "test").rename(tree / "unused")
+    source = folder(tree)
+    assert len(next(iter(source.test_batches(None, "cpu")))[1]) == 4
+    assert source.validation_batches(None, "cpu") is None
+
+
+def test_the_digest_sees_contents_and_names(tree):
+    before = folder(tree).digest()
+    assert before == folder(tree).digest()
+    (tree / "train/n00/0.png").rename(tree / "train/n00/00.png")
+    renamed = folder(tree).digest()
+    Image.new("RGB", (48, 40)).save(tree / "train/n00/00.png")
+    assert len({before, renamed, folder(tree).digest()}) == 3
+
+
+def test_problems_of_a_tree_are_named(tree):
+    with pytest.raises(DataError, match=r"dataset.num_classes=3: .*train has 2 class folders"):
+        folder(tree, num_classes=3).digest()
+    (tree / "train/n02").mkdir()
+    with pytest.raises(DataError, match=r"n02: no image in this class"):
+        folder(tree).digest()
+    Image.new("RGB", (48, 40)).save(tree / "train/n02/a.png")
+    with pytest.raises(DataError, match=r"'n02' is only in one of them"):
+        folder(tree).digest()
+    with pytest.raises(DataError, match=r"/nowhere/train: no such folder"):
+        folder("/nowhere").splits  # noqa: B018
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+@pytest.mark.parametrize("kind", [folder, imagenet])
+def test_an_image_that_cannot_be_decoded_is_named(tree, kind, damage):
+    file = tree / "train/n01/1.JPEG"
+    content = file.read_bytes()
+    file.write_bytes({"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}[damage])
+    with pytest.raises(DataError, match=r"n01/1.JPEG: cannot be decoded") as caught:
+        batches_of(kind(tree))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_another_size_is_named(tree):
+    Image.new("RGB", (20, 30)).save(tree / "train/n01/1.JPEG")
+    with pytest.raises(DataError, match=r"n01/1.JPEG: 30 x 20 pixels, .* dataset.shape"):
+        folder(tree).splits  # noqa: B018
+    assert folder(tree, shape=[3, 24, 24]).shape == (3, 24, 24)
+
+
+def test_grey_palette_and_transparent_images_become_colour(tree):
+    image = Image.open(tree / "train/n00/0.png")
+    for number, mode in enumerate(["L", "P", "RGBA", "CMYK"]):
+        image.convert(mode).save(tree / f"train/n00/extra{number}.{'tif' if mode == 'CMYK' else 'png'}")
+    assert folder(tree).splits["train"].images.shape == (16, 40, 48, 3)
+
+
+def test_imagenet_needs_no_data_for_its_shape():
+    source = ImageNet(root="/nowhere", mean=MEAN, std=STD)
+    assert source.shape == (3, 224, 224) and source.num_classes == 1000
+    with pytest.raises(DataError, match=r"/nowhere/train: no such folder"):
+        source.digest()
+
+
+# Python 3.12 and later warn of every fork beside torch's threads; the workers never touch them.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_imagenet_workers_do_not_change_a_batch(tree):
+    for augment in ("crop_flip", "resized_crop"):
+        alone = batches_of(imagenet(tree, augment=augment), epoch=3)
+        helped = batches_of(imagenet(tree, augment=augment, workers=2), epoch=3)
+        assert len(alone) == 3 and alone[0][0].shape == (4, 3, 32, 32) and same(alone, helped)
+        assert not same(alone, batches_of(imagenet(tree, augment=augment), epoch=4))
+
+
+def test_imagenet_resumes_and_divides_among_ranks(tree):
+    source = imagenet(tree)
+    whole = batches_of(source, epoch=1)
+    interrupted = source.train_batches(4, 0, "cpu")
+    interrupted.set_epoch(1)
+    head = list(islice(interrupted, 1))
+    resumed = source.train_batches(4, 0, "cpu")
+    resumed.load_state_dict(interrupted.state_dict())
+    assert interrupted.position == 1 and same(head + list(resumed), whole)
+    ranks = [batches_of(source, epoch=1, rank=rank, world_size=2) for rank in range(2)]
+    joined = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*ranks, strict=True)]
+    assert same(joined, whole)
+
+
+def test_imagenet_evaluates_the_centre_crop_of_val(tree, photographs):
+    images, labels = next(iter(imagenet(tree, resize=40, crop=32).test_batches(None, "cpu")))
+    assert labels.tolist() == [0, 0, 1, 1]
+    expected = (photographs[0][4:36, 9 + 8 : 9 + 40] / 255 - np.array(MEAN)) / np.array(STD)
+    assert np.abs(images[0].permute(1, 2, 0).numpy() - expected).max() < 1e-5
+
+
+def test_imagenet_digest_is_of_names_and_sizes(tree):
+    before = imagenet(tree).digest()
+    os.utime(tree / "train/n00/0.png", (1e9, 1e9))
+    assert imagenet(tree).digest() == before
+    (tree / "train/n00/0.png").unlink()
+    assert imagenet(tree).digest() != before
+
+
+def test_imagenet_carves_a_validation_share(tree):
+    source = imagenet(tree, validation=0.5)
+    assert source.train_batches(2, 0, "cpu").samples == 6
+    assert len(next(iter(source.validation_batches(None, "cpu")))[1]) == 6
+    assert imagenet(tree).validation_batches(None, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"download": True}, "dataset.download=true: ImageNet is given on request"),
+        ({"crop": 300, "resize": 256}, "dataset.resize=256: a whole number, 300 or more"),
+        ({"workers": -1}, "dataset.workers=-1"),
+        ({"augment": "crop"}, "dataset.augment='crop'"),
+    ],
+)
+def test_imagenet_refuses_arguments_without_meaning(arguments, message):
+    with pytest.raises(DataError, match=message):
+        imagenet("/nowhere", **arguments)
+
+
+def test_random_areas_lie_inside_and_small_images_are_enlarged(photographs):
+    import random
+
+    chance = random.Random(0)
+    for _ in range(300):
+        left, upper, right, lower = random_area(50, 9, chance)
+        assert 0 <= left < right <= 50 and 0 <= upper < lower <= 9
+    small = Image.fromarray(photographs[0][:5, :9])
+    for augment in ("none", "crop_flip", "resized_crop"):
+        assert cut(small, augment, 36, 32, (0, 0, 0)).size == (32, 32)

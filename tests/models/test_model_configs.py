@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from qexp.build import build
+from qexp.composition import config_dir, loader
+from qexp.report.headers import read_header
+
+NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
+IMAGES = {"cifar10": (3, 32, 32), "svhn": (3, 40, 40), "imagenet": (3, 224, 224), "digits": (1, 8, 8)}
+
+
+def compose(*overrides: str) -> tuple[dict, str]:
+    config = loader().load_configuration("train", list(overrides), run_mode=RunMode.RUN)
+    return OmegaConf.to_container(config.model), str(config.hydra.runtime.choices.dataset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_composes_brings_its_data_set_and_builds(name: str) -> None:
+    node, dataset = compose(f"model={name}")
+    assert node.pop("weights") is None
+    with torch.device("meta"):
+        model = build(node, input_shape=IMAGES[dataset], num_classes=7).eval()
+        assert model(torch.zeros(1, *IMAGES[dataset])).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_top_says_the_command_the_idea_and_the_source(name: str) -> None:
+    path = config_dir() / "model" / f"{name}.yaml"
+    assert path.read_text(encoding="utf-8").startswith(f"# model={name}\n")
+    header = read_header(path, name)
+    assert header.idea and "arXiv" in header.source
+
+
+def test_a_data_set_that_is_typed_wins_over_the_models() -> None:
+    assert compose("model=resnet20")[1] == "cifar10"
+    assert compose("model=resnet20", "dataset=mnist")[1] == "mnist"

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule, symbolic_trace
+
+from qexp.errors import ConfigError
+from qexp.models.alexnet_bn import AlexNetBN
+from qexp.models.mlp import MLP
+from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
+from qexp.models.svhn import SVHNNet
+from qexp.models.torchvision_models import classifier
+
+CIFAR = {"input_shape": (3, 32, 32), "num_classes": 10}
+IMAGENET = {"input_shape": (3, 224, 224), "num_classes": 1000}
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def relu_calls(graph: GraphModule) -> list[str]:
+    """Names of the modules behind each call of a ReLU, one entry per call site."""
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    return [name for name in calls if isinstance(graph.get_submodule(name), nn.ReLU | nn.ReLU6)]
+
+
+# He et al. 2016 (arXiv 1512.03385), table 6, prints 0.27, 0.46, 0.66 and 0.85 million.
+@pytest.mark.parametrize(("depth", "expected"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)])
+@pytest.mark.parametrize("network", [PreactivationResNet, ResNetV1])
+def test_cifar_resnets_have_the_published_size(network: type[nn.Module], depth: int, expected: int) -> None:
+    model = network(**CIFAR, depth=depth)
+    assert parameters(model) == expected
+    assert len(relu_calls(symbolic_trace(model))) == depth - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "relus"),
+    [
+        ("resnet18", 11_689_512, 17),
+        ("resnet34", 21_797_672, 33),
+        ("resnet50", 25_557_032, 49),
+        ("alexnet", 61_100_840, 7),
+        ("mobilenet_v2", 3_504_872, 35),
+    ],
+)
+def test_torchvision_networks(name: str, expected: int, relus: int) -> None:
+    with torch.device("meta"):
+        model = classifier(**IMAGENET, architecture=name)
+    assert parameters(model) == expected
+    assert len(relu_calls(symbolic_trace(model))) == relus
+
+
+def test_the_papers_alexnet_and_svhn_networks() -> None:
+    with torch.device("meta"):
+        alexnet = AlexNetBN(**IMAGENET)
+        svhn = SVHNNet(input_shape=(3, 40, 40), num_classes=10)
+    assert relu_calls(symbolic_trace(alexnet)) == [f"act{number}" for number in range(7)]
+    assert relu_calls(symbolic_trace(svhn)) == [f"act{number}" for number in range(7)]
+    assert alexnet.fc5.in_features == 256 * 6 * 6
+    convolutions = [64 * 48 * 9, 64 * 64 * 9, 128 * 64 * 9, 128 * 128 * 9, 128 * 128 * 9, 512 * 128 * 25]
+    norms = 2 * (64 + 64 + 128 + 128 + 128 + 512)
+    assert parameters(svhn) == 48 * 3 * 25 + 48 + sum(convolutions) + norms + 512 * 10 + 10
+
+
+def test_preactivation_names_follow_the_papers_figure() -> None:
+    names = relu_calls(symbolic_trace(PreactivationResNet(**CIFAR)))
+    blocks = [f"conv{stage}blk{block}" for stage in (1, 2, 3) for block in (1, 2, 3)]
+    assert names == ["act0", *(f"{block}.{act}" for block in blocks for act in ("stemact", "act"))]
+
+
+def test_preactivation_shortcut_carries_the_sum_and_its_average() -> None:
+    model = PreactivationResNet(**CIFAR)
+    total, activated = torch.randn(2, 16, 8, 8), torch.randn(2, 16, 8, 8)
+    nn.init.zeros_(model.conv2blk1.conv2.weight)
+    out, _ = model.conv2blk1(total, activated)
+    expected = total.reshape(2, 16, 4, 2, 4, 2).mean((3, 5))
+    assert torch.allclose(out[:, 8:24], expected, atol=1e-6)
+    assert not out[:, :8].any() and not out[:, 24:].any()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (MLP(input_shape=(1, 8, 8), num_classes=10), (1, 8, 8)),
+        (MLP(input_shape=(3, 5, 7), num_classes=10, hidden=[4]), (3, 5, 7)),
+        (PreactivationResNet(input_shape=(1, 29, 30), num_classes=10, depth=8), (1, 29, 30)),
+        (ResNetV1(input_shape=(1, 29, 30), num_classes=10, depth=8), (1, 29, 30)),
+        (SVHNNet(input_shape=(3, 37, 46), num_classes=10), (3, 37, 46)),
+        (AlexNetBN(input_shape=(3, 48, 90), num_classes=10, hidden=16), (3, 48, 90)),
+        (classifier(input_shape=(3, 32, 32), num_classes=10, architecture="resnet18"), (3, 32, 32)),
+    ],
+)
+def test_output_is_one_row_of_logits_per_image_and_traces_alike(model: nn.Module, shape: tuple[int, ...]) -> None:
+    images = torch.randn(2, *shape)
+    assert model(images).shape == (2, 10)
+    traced = symbolic_trace(model.eval())
+    assert torch.equal(traced(images), model(images))
+
+
+def test_initialization_keeps_the_scale_of_the_signal() -> None:
+    torch.manual_seed(0)
+    model = ResNetV1(**CIFAR, depth=56)
+    stds = [model.get_submodule(f"layer3.{block}.conv2").weight.std() for block in range(9)]
+    assert float(torch.stack(stds).mean().detach()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert model(torch.randn(8, 3, 32, 32)).std() < 30
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: PreactivationResNet(**CIFAR, depth=21), "model.depth=21"),
+        (lambda: ResNetV1(**CIFAR, depth=2), "model.depth=2"),
+        (lambda: MLP(input_shape=(1, 8, 8), num_classes=10, hidden=[]), "model.hidden"),
+        (lambda: MLP(input_shape=(1, 8, 8), num_classes=10, hidden=[8, 0]), "model.hidden"),
+        (lambda: SVHNNet(**CIFAR), "32x32 are too small"),
+        (lambda: SVHNNet(input_shape=(3, 40, 40), num_classes=10, dropout=1.0), "dropout=1.0"),
+        (lambda: AlexNetBN(**CIFAR), "32x32 are too small"),
+        (lambda: classifier(**CIFAR, architecture="alexnet"), "cannot take images of 32x32"),
+        (lambda: classifier(input_shape=(1, 28, 28), num_classes=10, architecture="resnet18"), "these have 1"),
+        (lambda: classifier(**CIFAR, architecture="resnet19"), "Did you mean 'resnet18'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(make, text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make()
+    assert text in str(raised.value)
+    assert "\n" not in str(raised.value)

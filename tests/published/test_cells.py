@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from qexp.errors import ConfigError
+from qexp.published import artefact_names, load_artefact, parse_paper
+from qexp.published.cells import HOW
+
+CELLS = [cell for name in artefact_names() for cell in load_artefact(name).cells]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.paper}/{cell.artefact}-{cell.row}-{cell.column}")
+def test_every_cell_has_a_source_and_a_possible_value(cell: Any) -> None:
+    assert cell.source.startswith("arXiv:")
+    assert "Table" in cell.source or "Figure" in cell.source
+    assert cell.how in HOW
+    assert {"model", "dataset", "quantizer"} <= set(cell.keys)
+    if cell.quantity in ("accuracy", "error"):
+        assert 0.0 < cell.comparable < 1.0
+
+
+def test_table1_of_pact_is_whole() -> None:
+    cells = load_artefact("pact/table1").cells
+    assert len(cells) == 45
+    # The row and column sums of the printed table, added by hand.
+    assert sum(cell.value for cell in cells if cell.row == "CIFAR10 ResNet20") == pytest.approx(8.144)
+    assert sum(cell.value for cell in cells if cell.column == "FP") == pytest.approx(3.916)
+    assert sum(cell.value for cell in cells if cell.column == "PACT 5b") == pytest.approx(3.918)
+
+
+def test_the_papers_two_float_values_of_resnet18_are_noted() -> None:
+    artefact = load_artefact("pact/table1")
+    (cell,) = [cell for cell in artefact.cells if cell.row == "ResNet18" and cell.column == "FP"]
+    assert (cell.value, "70.4" in cell.note) == (0.702, True)
+    assert any("70.4" in note and ".702" in note for note in artefact.notes)
+
+
+PAPER: dict[str, Any] = {
+    "paper": "some",
+    "reference": "arXiv:0000.00000",
+    "artefacts": {
+        "table2": {
+            "title": "t",
+            "source": "Table 2",
+            "quantity": "error",
+            "unit": "percent",
+            "metric": "test_accuracy",
+            "how": "printed",
+            "spread": 0.005,
+            "page": 7,
+            "columns": {"2b": {"quantizer": "pact", "bits": "w2a2"}},
+            "rows": {"FL 8": {"keys": {"model": "m", "dataset": "d", "first_last": 8}, "values": {"2b": 11.1}}},
+        }
+    },
+}
+
+
+def changed(value: Any) -> dict[str, Any]:
+    plain = copy.deepcopy(PAPER)
+    plain["artefacts"]["table2"]["rows"]["FL 8"]["values"] = value
+    return plain
+
+
+def test_an_error_in_percent_is_compared_as_an_accuracy() -> None:
+    (cell,) = parse_paper(PAPER)["table2"].cells
+    assert (cell.value, cell.comparable, cell.page) == (11.1, 0.889, 7)
+    assert cell.keys == {"model": "m", "dataset": "d", "first_last": "8", "quantizer": "pact", "bits": "w2a2"}
+
+
+def test_a_misprint_keeps_both_readings() -> None:
+    plain = changed({"2b": {"printed": 88.9, "reading": 11.1, "how": "read_off", "note": "n"}})
+    (cell,) = parse_paper(plain)["table2"].cells
+    assert (cell.value, cell.reading, cell.comparable, cell.how) == (88.9, 11.1, 0.889, "read_off")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"3b": 1.0}, "column '3b': no such column.* Known: 2b"),
+        ({"2b": {"printed": 1.0, "nots": "x"}}, "unknown field 'nots'.*'note'"),
+        ({"2b": {"printed": 1.0, "how": "guessed"}}, "how='guessed' is none of"),
+    ],
+)
+def test_a_data_file_with_a_mistake_is_refused(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_paper(changed(values))
+
+
+def test_an_unknown_table_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"pact/tabel1.*pact/table1"):
+        load_artefact("pact/tabel1")

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qexp.errors import ConfigError
+from qexp.report.facts import Facts, facts
+from qexp.report.groups import baseline_difference, group_runs
+from qexp.runs import find_runs
+
+MakeRun = Callable[..., Path]
+
+
+def found(root: Path) -> list[Facts]:
+    return [facts(run) for run in find_runs(root)]
+
+
+def test_seeds_never_split_a_group(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, 0.91 + seed / 100)
+    (group,) = group_runs(found(tmp_path), "test_accuracy")
+    assert (group.summary.n, group.summary.mean) == (3, pytest.approx(0.92))
+
+
+def test_what_differs_splits_by_itself(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.91)
+    make_run("pact", 4, 0, 0.90, **{"optimizer.lr": 0.01})
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    assert [group.keys["optimizer.lr"] for group in groups] == ["0.01", "0.1"]
+
+
+def test_named_keys_refuse_to_mix_recipes(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.91)
+    make_run("pact", 4, 1, 0.90, epochs=30)
+    with pytest.raises(ConfigError, match=r"epochs=(30|200).*epochs=(30|200).*--by model,bits,epochs$"):
+        group_runs(found(tmp_path), "test_accuracy", ["model", "bits"])
+    assert len(group_runs(found(tmp_path), "test_accuracy", ["model", "bits", "epochs"])) == 2
+
+
+def test_two_methods_differ_by_name_and_not_by_what_follows(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4)
+    make_run("dorefa", 4)
+    with pytest.raises(ConfigError, match=r"quantizer=\w+.*--by model,quantizer$"):
+        group_runs(found(tmp_path), "test_accuracy", ["model"])
+
+
+def test_an_unknown_key_names_the_nearest(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run()
+    with pytest.raises(ConfigError, match=r"'optimiser.lr' is no setting.*'optimizer.lr'"):
+        group_runs(found(tmp_path), "test_accuracy", ["optimiser.lr"])
+
+
+def test_one_seed_twice_is_no_two_samples(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(result={"compiled": True})
+    make_run(**{"trainer.compile": False}, result={"compiled": False})
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    assert [group.keys["trainer.compile"] for group in groups] == ["False", "True"]
+    with pytest.raises(ConfigError, match=r"two runs of seed 0.*--by model,trainer\.compile"):
+        group_runs(found(tmp_path), "test_accuracy", ["model"])
+
+
+def test_a_copied_run_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(root="runs")
+    make_run(root="copy")
+    (group,) = group_runs(found(tmp_path), "test_accuracy")
+    assert group.summary.n == 1
+
+
+def test_the_float_network_comes_first_then_falling_bits(make_run: MakeRun, tmp_path: Path) -> None:
+    for quantizer, bits in (("pact", 2), ("dorefa", 4), ("none", 4), ("pact", 4), ("pact", 32)):
+        make_run(quantizer, bits)
+    order = [(g.first.quantizer, g.first.bits) for g in group_runs(found(tmp_path), "test_accuracy")]
+    assert order == [("none", "32"), ("pact", "w32a32"), ("dorefa", "w4a4"), ("pact", "w4a4"), ("pact", "w2a2")]
+
+
+def test_bits_have_no_meaning_for_the_float_network(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("none", 4, 0)
+    make_run("none", 2, 1)
+    (group,) = group_runs(found(tmp_path), "test_accuracy")
+    assert group.summary.n == 2
+
+
+def test_degradation_is_taken_seed_by_seed(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed, (base, drop) in enumerate([(0.91, 0.01), (0.93, 0.02), (0.92, 0.03)]):
+        make_run("none", 4, seed, base)
+        make_run("pact", 2, seed, base - drop)
+    make_run("pact", 2, 3, 0.5)  # a seed without a float run tells nothing of the difference
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    difference = baseline_difference(groups[1], groups)
+    assert difference is not None
+    assert (difference.n, difference.mean) == (3, pytest.approx(-0.02))
+
+
+@pytest.mark.parametrize("change", [{"epochs": 30}, {"optimizer.lr": 0.01}, {"trainer.precision": "bfloat16"}])
+def test_a_float_run_of_another_recipe_is_no_baseline(make_run: MakeRun, tmp_path: Path, change: dict) -> None:
+    make_run("none", 4, 0, 0.92, **change)
+    make_run("pact", 4, 0, 0.91)
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    assert baseline_difference(groups[1], groups) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "32"),
+        ({"first_last": "same"}, "same"),
+        ({"first_last": 8, "bits.last": 32}, "first 8, last 32"),
+        ({"bits.first": "w8a8", "bits.last": "w8a8"}, "w8a8"),
+    ],
+)
+def test_the_rule_for_both_ends(make_run: MakeRun, tmp_path: Path, changes: dict, text: str) -> None:
+    make_run(**changes)
+    assert found(tmp_path)[0].first_last == text
+
+
+def test_names_come_from_the_folder_where_the_config_has_none(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("none")
+    text = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(text.replace("names:", "old_names:"))
+    assert found(tmp_path)[0].subject == "resnet20 cifar10 none 32"

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.text import Annotation
+
+from qexp.errors import ConfigError
+from qexp.report.plots import alpha_figure, curves_figure
+from qexp.report.style import spread
+from qexp.runs import find_runs
+
+MakeRun = Callable[..., Path]
+Rows = Callable[[int, int], list[tuple[int, int, str, float]]]
+
+
+def test_every_alpha_has_a_line_and_a_name(make_run: MakeRun, alpha_rows: Rows) -> None:
+    figure = alpha_figure(make_run(metrics=alpha_rows(19, 40)))
+    (axes,) = figure.axes
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert len(axes.lines) == len(labels) == 19
+    assert axes.lines[0].get_xdata()[0] == 1
+    assert axes.lines[0].get_xdata()[-1] == 40
+    heights = sorted(label.xyann[1] for label in labels)
+    # A label is 7 points high; the axes are about 0.76 * 4.4 inches.
+    points = (axes.get_ylim()[1] - axes.get_ylim()[0]) / (0.76 * 4.4 * 72)
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 7 * points
+    assert "resnet20 on cifar10, pact w4a4" in figure.get_supxlabel()
+
+
+def test_many_alphas_share_a_colour_bar(make_run: MakeRun, alpha_rows: Rows) -> None:
+    figure = alpha_figure(make_run(metrics=alpha_rows(49, 5)))
+    assert len(figure.axes[0].lines) == 49
+    assert figure.axes[1].get_yticklabels()[0].get_text() == "act0"
+
+
+def test_a_method_with_steps_is_drawn_too(make_run: MakeRun) -> None:
+    figure = alpha_figure(make_run(metrics=[(0, 0, "step/conv1", 0.1), (1, 9, "step/conv1", 0.2)]))
+    assert figure.axes[0].get_ylabel().startswith("step")
+
+
+def test_a_nan_and_a_negative_alpha_are_drawn(make_run: MakeRun) -> None:
+    rows = [(1, 1, "alpha/a", -0.5), (2, 2, "alpha/a", float("nan")), (1, 1, "alpha/b", 1.0)]
+    axes = alpha_figure(make_run(metrics=rows)).axes[0]
+    assert axes.get_ylim()[0] < -0.5
+    alpha_figure(make_run(metrics=[(1, 1, "alpha/a", float("nan"))])).savefig("/dev/null", format="png")
+
+
+def test_a_run_without_alphas_says_so(make_run: MakeRun) -> None:
+    with pytest.raises(ConfigError, match=r"no alpha in its metrics.csv"):
+        alpha_figure(make_run("none", metrics=[(1, 9, "train_loss", 1.0)]))
+
+
+def test_curves_are_named_by_what_differs(make_run: MakeRun, alpha_rows: Rows, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, metrics=alpha_rows(2, 5))
+    make_run("dorefa", 2, 0, metrics=alpha_rows(2, 5))
+    figure = curves_figure(find_runs(tmp_path))
+    loss, accuracy = figure.axes
+    assert (len(loss.lines), len(accuracy.lines)) == (4, 6)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dorefa w2a2", "pact w4a4"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation", "test"]
+    assert max(accuracy.lines[0].get_ydata()) > 1  # percent
+
+
+def test_drawing_leaves_the_callers_style_alone(make_run: MakeRun, alpha_rows: Rows) -> None:
+    before = dict(mpl.rcParams)
+    alpha_figure(make_run(metrics=alpha_rows(3, 3)))
+    assert dict(mpl.rcParams) == before
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=30))
+def test_labels_never_overlap_nor_leave_the_axes(wanted: list[float]) -> None:
+    placed = spread(wanted, gap=0.2, low=0.0, high=10.0)
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    ranked = [placed[index] for index in order]
+    assert all(b - a >= 0.2 - 1e-9 for a, b in itertools.pairwise(ranked))
+    assert min(placed) >= -1e-9
+    assert max(placed) <= 10 + 1e-9

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qexp.published import load_artefact
+from qexp.report.intervals import Summary
+from qexp.report.tables import Table
+from qexp.report.verdicts import command, published_table, verdict
+from qexp.runs import find_runs
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "n", "expected"),
+    [
+        (0.913, 0.002, 3, "agrees"),
+        (0.911, 0.002, 3, "agrees"),
+        (0.9109, 0.002, 3, "below"),
+        (0.9151, 0.002, 3, "above"),
+        (0.913, 0.5, 5, "agrees"),
+        (0.908, None, 1, "within the paper's own spread (0.5 points), n = 1"),
+        (0.918, None, 2, "within the paper's own spread (0.5 points), n = 2"),
+        (0.9079, None, 1, "outside the paper's own spread (0.5 points), n = 1"),
+        (0.9181, None, 2, "outside the paper's own spread (0.5 points), n = 2"),
+    ],
+)
+def test_verdict(mean: float, half_width: float | None, n: int, expected: str) -> None:
+    assert verdict(0.913, Summary(n, mean, half_width), 0.005) == expected
+
+
+def compared(root: Path) -> Table:
+    return published_table(load_artefact("pact/table1"), find_runs(root), only="resnet20")
+
+
+def row_of(table: Table, method: str) -> dict[str, str]:
+    (row,) = [row for row in table.rows if row["method"] == method]
+    return dict(row)
+
+
+def test_three_seeds_get_a_verdict_and_one_does_not(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, 0.912 + seed / 1000)
+    make_run("pact", 2, 0, 0.89)
+    table = compared(tmp_path)
+    four, two = row_of(table, "PACT 4b"), row_of(table, "PACT 2b")
+    assert (four["published"], four["measured"], four["n"], four["verdict"]) == ("91.3", "91.30", "3", "agrees")
+    assert (two["difference"], two["interval"]) == ("-0.70", "n = 1")
+    assert two["verdict"] == "outside the paper's own spread (0.5 points), n = 1"
+    assert four["remarks"] == ""
+
+
+def test_departures_from_the_papers_recipe_are_said(make_run: MakeRun, tmp_path: Path) -> None:
+    changes = {"epochs": 30, "first_last": 8, "trainer.precision": "bfloat16", "layers": {"*": {"bits": 2}}}
+    make_run("pact", 4, 0, 0.9, **changes)
+    make_run("none", 4, 0, 0.9, epochs=30)
+    remarks = row_of(compared(tmp_path), "PACT 4b")["remarks"]
+    assert remarks.startswith("shortened budget: 30 of the paper's 200 epochs")
+    assert "first_last=8, paper 32" in remarks
+    assert "trained in bfloat16" in remarks
+    assert "layers.*.bits=2" in remarks
+    # The float network has no ends to set apart and no clip level.
+    assert row_of(compared(tmp_path), "FP")["remarks"] == "shortened budget: 30 of the paper's 200 epochs"
+
+
+def test_each_recipe_has_a_row_of_its_own(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.91)
+    make_run("pact", 4, 1, 0.90, **{"alpha_regularization.lambda_alpha": 0.1})
+    rows = [row for row in compared(tmp_path).rows if row["method"] == "PACT 4b"]
+    assert [row["n"] for row in rows] == ["1", "1"]
+    assert "alpha_regularization.lambda_alpha=0.1" in rows[1]["remarks"]
+
+
+def test_a_cell_without_a_run_says_how_to_fill_it(tmp_path: Path) -> None:
+    table = compared(tmp_path)
+    assert all(row["verdict"] == "not run" and row["measured"] == "–" for row in table.rows)
+    cell = load_artefact("pact/table1").cells[7]
+    words = shlex.split(command(cell))
+    assert words[:7] == ["qexp", "train", "-m", "model=resnet20", "dataset=cifar10", "quantizer=pact", "bits=4"]
+    assert {"epochs=200", "batch_size=128", "optimizer.lr=0.1", "seed=0,1,2"} <= set(words)
+    assert any("quantizer=dorefa bits=2,3,4,5" in note for note in table.notes)
+    assert all(record["command"] for record in table.records)
+
+
+def test_a_published_and_a_measured_number_never_share_a_column(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.91)
+    headers = [column.header for column in compared(tmp_path).columns]
+    assert headers[2:4] == ["published (%)", "measured (%)"]
+
+
+def test_unfinished_runs_of_the_table_stand_below(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, None)
+    make_run("pact", 8, 0, None)
+    unfinished = [note for note in compared(tmp_path).notes if "interrupted" in note]
+    assert len(unfinished) == 1
+    assert "w4a4" in unfinished[0]

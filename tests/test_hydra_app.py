@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qexp import hydra_app, jobs
+from qexp.composition import decode_overrides, encode_override
+from qexp.config import Config
+from qexp.errors import ConfigError, Interrupted
+
+from .composing import compose
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
+    """Commands only note what they were called with; the current folder is empty."""
+    found: list[Config] = []
+
+    def note(job: jobs.Job, config: Config) -> dict[str, Any]:
+        found.append(config)
+        if config.seed == 13:
+            raise ConfigError("seed=13: brings bad luck.")
+        if config.seed == 14:
+            raise RuntimeError("a bug")
+        if config.seed == 15:
+            raise Interrupted(15)
+        return {"status": "done", "run_id": f"run{len(found)}", "metrics": {"m": 0.5}, "primary_metric": "m"}
+
+    monkeypatch.setattr(jobs, "_execute", note)
+    monkeypatch.setattr(jobs, "_interrupted_by", [])
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def widths(configs: list[Config]) -> list[tuple[int, int]]:
+    return [(config.bits.weight, config.bits.activation) for config in configs]
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A user's own configurations, with integers where bits are chosen."""
+    folder = tmp_path / "mine"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "quantizer").mkdir()
+    header = "# @package _global_\n"
+    (folder / "experiment" / "four.yaml").write_text(
+        header + "defaults:\n  - override /bits: 3\n  - _self_\nexperiment: {name: mine/four}\n"
+    )
+    (folder / "experiment" / "sweep.yaml").write_text(
+        header
+        + "experiment: {name: sweep}\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      bits: 2,w4a8,8\n"
+        + "      layers.'layers.*'.bits: 5\n"
+    )
+    (folder / "experiment" / "one.yaml").write_text(
+        header + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      bits: 6\n"
+    )
+    (folder / "quantizer" / "narrow.yaml").write_text(
+        "defaults:\n  - pact\n  - override /bits: 2\n  - _self_\nfirst_last: 8\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("bits=4", (4, 4)), ("bits='4'", (4, 4)), ("bits=w4a8", (4, 8)), ("bits=32", (32, 32)), ("bits.weight=3", (3, 4))],
+)
+def test_bits_of_a_single_run(started: list[Config], typed: str, expected: tuple[int, int]) -> None:
+    assert hydra_app.main("train", [typed]) == 0
+    assert widths(started) == [expected]
+
+
+def test_bits_of_a_sweep(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["-m", "bits=2,w4a8,32", "seed=0,1"]) == 0
+    assert widths(started) == [(2, 2)] * 2 + [(4, 8)] * 2 + [(32, 32)] * 2
+    assert "6 jobs" in capsys.readouterr().out
+
+
+def test_bits_in_defaults_lists_of_ones_own(started: list[Config], mine: Path) -> None:
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=four"]) == 0
+    assert hydra_app.main("train", ["--config-dir", str(mine), "quantizer=narrow"]) == 0
+    assert widths(started) == [(3, 3), (2, 2)]
+    assert started[0].experiment.name == "mine/four"
+    assert started[1].first_bits == (8, 8)
+
+
+def test_an_experiment_brings_its_own_sweep(started: list[Config], mine: Path) -> None:
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=sweep"]) == 0
+    assert widths(started) == [(2, 2), (4, 8), (8, 8)]
+    assert [config.layers[0].pattern for config in started] == ["layers.*"] * 3
+    assert started[0].layers[0].bits == (5, 5)
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=sweep", "bits=7"]) == 0
+    assert widths(started[3:]) == [(7, 7)]
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=one"]) == 0
+    assert widths(started[4:]) == [(6, 6)]
+
+
+def test_a_sweep_over_layers_by_pattern(started: list[Config]) -> None:
+    assert hydra_app.main("train", ["-m", "layers.'layers.*'.bits=2,3", "layers.last.scope=channel"]) == 0
+    assert [config.layers[0].bits for config in started] == [(2, 2), (3, 3)]
+    assert started[0].layers[1].pattern == "last"
+
+
+def test_a_layers_quantizer_is_looked_up(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["layers.x.quantizer=dorefa"]) == 0
+    setting = started[0].layers[0]
+    assert setting.quantizer == "dorefa"
+    assert setting.method is not None
+    assert setting.method["weight"]["_target_"] == "qexp.quantizers.dorefa.DoReFaWeight"
+    assert hydra_app.main("train", ["layers.x.quantizer=dorfa"]) == 2
+    assert "Did you mean 'dorefa'" in capsys.readouterr().err
+
+
+def test_hydra_leaves_nothing_behind(started: list[Config], tmp_path: Path) -> None:
+    assert hydra_app.main("train", ["bits=2"]) == 0
+    assert hydra_app.main("train", ["-m", "bits=2,3"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert Path.cwd() == tmp_path
+
+
+def test_a_failed_job_does_not_end_the_others(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["-m", "seed=13,14,0"]) == 1
+    assert [config.seed for config in started] == [13, 14, 0]
+    printed = capsys.readouterr()
+    assert "brings bad luck" in printed.out
+    assert "RuntimeError: a bug" in printed.out
+    assert printed.out.count("failed") == 2
+
+
+def test_a_job_that_cannot_be_composed_fails_alone(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["-m", "bits=2,9", "quantizer=pact,pcat"]) == 1
+    assert widths(started) == [(2, 2)]
+    printed = capsys.readouterr()
+    assert "Did you mean 'pact'?" in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_exit_codes_of_a_single_run(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["seed=13"]) == 2
+    assert capsys.readouterr().err == "qexp train: seed=13: brings bad luck.\n"
+    assert hydra_app.main("train", ["seed=14"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert hydra_app.main("train", ["seed=15"]) == 143
+
+
+def test_a_signal_ends_the_sweep(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["-m", "seed=0,15,1,2"]) == 143
+    assert [config.seed for config in started] == [0, 15]
+    assert capsys.readouterr().out.count("missing") == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["epohcs=3"], "unknown key 'epohcs'. Did you mean 'epochs'?"),
+        (["trainer.devise=cpu"], "Did you mean 'trainer.device'?"),
+        (["quantizer=pcat"], "unknown quantizer 'pcat'. Did you mean 'pact'?"),
+        (["quantzer=pact"], "unknown key 'quantzer'. Did you mean 'quantizer'?"),
+        (["+sed=3"], "unknown key 'sed'. Did you mean 'seed'?"),
+        (["experiment=pact/nofig"], "unknown experiment 'pact/nofig'."),
+        (["bits=9"], "bits=9: a width is 1 to 8, or 32"),
+        (["bits=w4a9"], "bits=w4a9: a width is 1 to 8, or 32"),
+        (["bits.weight=9"], "bits.weight=9: a width is 1 to 8, or 32"),
+        (["bits=2,4"], "add -m"),
+        (["bits"], "cannot read 'bits'"),
+        (["epochs=${nowhere}"], "nowhere"),
+        (["model.hidden=[1"], "cannot read"),
+        (["hydra/launcher=slrum"], "unknown hydra/launcher 'slrum'"),
+        (["--config-dir", "nowhere"], "there is no such folder"),
+    ],
+)
+def test_mistakes_end_in_one_line(typed: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", typed) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert error.startswith("qexp train: ")
+
+
+def test_several_unknown_keys_are_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["epohcs=3", "sed=1", "bits=4"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_broken_yaml_names_file_and_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "experiment" / "broken.yaml").write_text("a: [1\nb: 2\n")
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=broken"]) == 2
+    error = capsys.readouterr().err
+    assert "broken.yaml, line 2" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_printed_configuration_names_layers_by_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("train", ["--cfg", "job", "layers.'a.*'.bits=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "a.*:" in printed
+    assert "hydra" not in printed
+
+
+@pytest.mark.parametrize("override", ["seed=3", "bits=w4a8", "bits=2,4", "model.hidden=[1,2]", "bits.weight=4"])
+def test_other_overrides_stay_as_typed(override: str) -> None:
+    assert encode_override(override) == override
+
+
+@pytest.mark.parametrize("override", ["bits=4", "layers.layer1.*.bits=4", "layers.a-b.conv[12].quantizer=pact"])
+def test_encoded_overrides_are_shown_as_typed(override: str) -> None:
+    assert decode_overrides([encode_override(override)]) == override
+    assert encode_override(encode_override(override)) == encode_override(override)
+
+
+def test_eval_and_explain_compose_the_same_tree() -> None:
+    assert compose("bits=2", command="explain")["explain"] == {"format": "text"}
+    assert compose("bits=2", command="eval")["eval"] == {"run": None, "split": "test"}
+
+
+@pytest.mark.slow
+def test_a_sweep_in_parallel_processes(tmp_path: Path, mine: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `joblib` is not installed")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "bits=2,9,w4a8", "quantizer=narrow,dorefa"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qexp", "train", "-m", "--dry-run", "--config-dir", str(mine), *words],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("start ") >= 4
+    assert done.stdout.count("failed") == 2
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+
+from qexp.config import Config, parse
+from qexp.identity import canonical, digest, identity, run_id
+
+from .composing import compose, parsed
+
+DIGESTS = {"data": "d" * 64}
+
+
+def name(config: Config, **options: Any) -> str:
+    return run_id(config, identity(config, DIGESTS, **options))
+
+
+def shuffled(value: Any) -> Any:
+    if isinstance(value, dict):
+        keys = list(value)
+        random.Random(0).shuffle(keys)
+        return {key: shuffled(value[key]) for key in keys}
+    return value
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    plain = compose()
+    assert name(parse(plain)) == name(parse(shuffled(plain)))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output_dir=elsewhere",
+        "experiment.name=other",
+        "dataset.root=/elsewhere",
+        "dataset.download=true",
+        "logger=none",
+        "trainer.progress=false",
+        "trainer.checkpoint_minutes=1",
+        "trainer.checkpoint_steps=3",
+        "trainer.threads=1",
+        "trainer.watchdog=stop",
+        "optimizer.lr=1e-1",
+    ],
+)
+def test_places_loggers_and_progress_do_not_matter(override: str) -> None:
+    assert name(parsed(override)) == name(parsed())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "epochs=41",
+        "batch_size=64",
+        "optimizer.lr=0.2",
+        "optimizer=adam",
+        "schedule=cosine",
+        "bits=2",
+        "bits.weight=3",
+        "bits.first=8",
+        "first_last=8",
+        "quantizer=dorefa",
+        "quantizer.activation.scope=channel",
+        "quantizer.activation.alpha=8",
+        "alpha_regularization.lambda_alpha=0.02",
+        "alpha_regularization=none",
+        "layers.'layers.0'.bits=2",
+        "trainer.precision=bfloat16",
+        "trainer.devices=2",
+        "trainer.compile=true",
+        "model.hidden=[32]",
+        "dataset.augment=crop_flip",
+        "dataset.validation=0.1",
+        "task.label_smoothing=0.1",
+    ],
+)
+def test_what_changes_the_result_changes_the_name(override: str) -> None:
+    assert name(parsed(override)) != name(parsed())
+
+
+@pytest.mark.parametrize(
+    "override", ["bits=2", "first_last=8", "alpha_regularization=none", "+rounding.unused=1", "bits.first=8"]
+)
+def test_nothing_of_a_quantizer_matters_under_none(override: str) -> None:
+    assert name(parsed("quantizer=none", override)) == name(parsed("quantizer=none"))
+
+
+def test_a_layer_quantized_under_none_matters() -> None:
+    plain = compose("quantizer=none")
+    method = compose("quantizer=pact")["quantizer"]
+    plain["layers"] = {"*": {"quantizer": {"name": "pact", **method}}}
+    assert name(parse(plain)) != name(parsed("quantizer=none"))
+    other = {**plain, "bits": {**plain["bits"], "weight": 2}}
+    assert name(parse(plain)) != name(parse(other))
+
+
+def test_the_penalty_does_not_matter_without_clip_levels() -> None:
+    with_penalty = parsed("quantizer=dorefa", "alpha_regularization=l2")
+    assert name(with_penalty) == name(parsed("quantizer=dorefa", "alpha_regularization=none"))
+
+
+def test_the_contents_that_paths_stand_for_matter() -> None:
+    config = parsed()
+    assert identity(config, {"data": "a"}) != identity(config, {"data": "b"})
+    loaded = parsed("model.weights=a.pth")
+    moved = parsed("model.weights=b.pth")
+    same = {**DIGESTS, "weights": "w"}
+    assert identity(loaded, same) == identity(moved, same) != identity(config, DIGESTS)
+
+
+def test_a_new_version_of_the_maths_is_a_new_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qexp.quantizers.pact import PACT
+
+    before = name(parsed())
+    monkeypatch.setattr(PACT, "version", PACT.version + 1)
+    assert name(parsed()) != before
+
+
+def test_compiled_steps_are_other_runs() -> None:
+    assert name(parsed(), compiled=True) != name(parsed(), compiled=False)
+    assert name(parsed("trainer.compile=true"), compiled=True) == name(parsed(), compiled=True)
+
+
+def test_the_name_says_what_it_is() -> None:
+    plain = compose("bits=w4a8")
+    plain["names"] = {"model": "resnet20", "dataset": "cifar10", "quantizer": "pact"}
+    config = parse(plain)
+    assert name(config).startswith("resnet20-cifar10-pact-w4a8-s0-")
+    assert len(name(config).rpartition("-")[2]) == 8
+
+
+def test_numbers_that_are_equal_are_one_number() -> None:
+    assert digest({"lr": 1.0, "b": [2.0]}) == digest({"b": (2,), "lr": 1})
+    assert canonical(True) is True
+    assert digest(True) != digest(1)
+
+
+def test_every_setting_of_the_trainer_is_decided_on() -> None:
+    """A new key of the trainer is either part of the identity or listed here as without effect."""
+    without_effect = {"device", "strategy", "threads", "checkpoint_minutes", "checkpoint_steps", "watchdog", "progress"}
+    part = {"devices", "precision", "channels_last", "compile", "deterministic"}
+    assert {field.name for field in dataclasses.fields(parsed().trainer)} == without_effect | part
