@@ -1,7 +1,7 @@
 """From a configuration node to an object: the only reader of `_target_`, and it reads names of qexp alone.
 
-A configuration file may come from somebody else. What it can name is what is defined in the part of `qexp` that its
-key is for, or in a package that the user named on this command line (`--plugin NAME`) or in `QEXP_PLUGINS`.
+A configuration file may come from somebody else. What it can name is what is defined in the part of `qexp` that
+its key is for, or in a package that the user named on this command line (`--plugin NAME`) or in `QEXP_PLUGINS`.
 """
 
 from __future__ import annotations
@@ -124,12 +124,16 @@ def build(node: Mapping[str, Any], **extra: object) -> Any:
     return functools.partial(target, **arguments) if partial else target(**arguments)
 
 
-def _check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[str, Any], *, partial: bool) -> None:
+def _check_arguments(
+    name: str, target: Callable[..., Any], arguments: Mapping[str, Any], *, partial: bool
+) -> None:
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # a class whose constructor is written in C shows none
         return
-    named = [key for key, value in parameters.items() if value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)]
+    named = [
+        key for key, value in parameters.items() if value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)
+    ]
     if not any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
         for key in arguments:
             if key not in named:
@@ -159,7 +163,9 @@ def add_plugin(name: str, folders: Iterable[Path] = ()) -> None:
     if not name.isidentifier() or name in sys.builtin_module_names or name in sys.stdlib_module_names:
         raise ConfigError(f"--plugin {name}: not the name of a package of yours.")
     if importlib.util.find_spec(name) is None:
-        holder = next((path for path in folders if (path / name).is_dir() or (path / f"{name}.py").is_file()), None)
+        holder = next(
+            (path for path in folders if (path / name).is_dir() or (path / f"{name}.py").is_file()), None
+        )
         if holder is None:
             raise ConfigError(f"--plugin {name}: no such Python package, installed or in this folder.")
         sys.path.append(str(holder.resolve()))

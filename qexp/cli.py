@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     try:
         if command not in HYDRA_COMMANDS:
-            return int(importlib.import_module(f"qexp.commands.{_MODULES.get(command, command)}").main(arguments) or 0)
+            return int(
+                importlib.import_module(f"qexp.commands.{_MODULES.get(command, command)}").main(arguments) or 0
+            )
         if any(argument in _HELP for argument in arguments):
             print(command_help(command, arguments))
             return 0

@@ -1,4 +1,4 @@
-"""What `qexp --help` and `qexp <command> --help` print; options are read from the folder's names, without Hydra."""
+"""What `qexp --help` and `qexp <command> --help` print, read from the folder's names without Hydra."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _natural(text: str) -> tuple[object, ...]:
 
 
 def _extra_dir(arguments: Sequence[str]) -> Iterator[Path]:
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
         name, _, joined = option.partition("=")
         if name in ("--config-dir", "-cd"):
             yield Path(joined or value)

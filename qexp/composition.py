@@ -88,15 +88,19 @@ class QexpSource(FileConfigSource):
 
     @staticmethod
     def scheme() -> str:
+        """Return the prefix of this source's paths."""
         return "qexp"
 
     def is_group(self, config_path: str) -> bool:
+        """Return whether it is a group: a folder, or `bits`, which has none."""
         return config_path == "bits" or super().is_group(config_path)
 
     def is_config(self, config_path: str) -> bool:
+        """Return whether it is an option: a file, or a width of `bits`."""
         return super().is_config(config_path) or _bits_node(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Return the options of a group, for completion and for the errors."""
         listed = super().list(config_path, results_filter) if super().is_group(config_path) else []
         if config_path == "bits" and results_filter in (None, ObjectType.CONFIG):
             pairs = [f"w{weight}a{activation}" for weight in BITS for activation in BITS]
@@ -104,10 +108,14 @@ class QexpSource(FileConfigSource):
         return listed
 
     def load_config(self, config_path: str) -> ConfigResult:
+        """Return an option's content."""
         node = None if super().is_config(config_path) else _bits_node(config_path)
         if node is not None:
             return ConfigResult(
-                config=OmegaConf.create(node), path=self.full_path(), provider=self.provider, header={"package": None}
+                config=OmegaConf.create(node),
+                path=self.full_path(),
+                provider=self.provider,
+                header={"package": None},
             )
         result = super().load_config(config_path)
         if isinstance(result.config, DictConfig):
@@ -150,12 +158,13 @@ class QexpLoader(ConfigLoaderImpl):
         encoded = [encode_override(override) for override in overrides]
         check_overrides(encoded)
         config = super().load_configuration(config_name, encoded, run_mode, from_shell, validate_sweep_overrides)
-        check_hydra(OmegaConf.to_container(config.hydra, resolve=False))
+        node: Any = OmegaConf.to_container(config.hydra, resolve=False)
+        check_hydra(node)
         _encode_sweep(config)
         return config
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Compose one job of a sweep. What cannot be composed fails alone: its configuration says why (`FAILURE`)."""
+        """Compose one job of a sweep; one that cannot be composed says why under `FAILURE`, and fails alone."""
         try:
             return super().load_sweep_config(master_config, sweep_overrides)
         except (HydraException, OmegaConfBaseException, YAMLError, ConfigError) as error:
@@ -180,7 +189,7 @@ def _encode_sweep(config: DictConfig) -> None:
     if not isinstance(params, DictConfig):
         return
     with open_dict(config.hydra):
-        encoded = {encode_override(f"{key}=").removesuffix("="): value for key, value in params.items()}
+        encoded = {encode_override(f"{key!s}=").removesuffix("="): value for key, value in params.items()}
         config.hydra.sweeper.params = encoded
 
 
@@ -210,4 +219,6 @@ def loader(extra: Path | None = None) -> QexpLoader:
 def decode_overrides(overrides: Sequence[str]) -> str:
     """Return a job's overrides as the user would type them, for display."""
     shown = (re.sub(r"^\+\+(?=layers\.)", "", decode_pattern(item)) for item in overrides)
-    return " ".join(item.replace("bits='", "bits=").rstrip("'") if item.startswith("bits='") else item for item in shown)
+    return " ".join(
+        item.replace("bits='", "bits=").rstrip("'") if item.startswith("bits='") else item for item in shown
+    )

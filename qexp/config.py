@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from qexp.bits import BITS, parse_bits
 from qexp.errors import ConfigError
 from qexp.schema import Reader, finite, one_of
+from qexp.settings import (
+    AlphaRegularization,
+    Bits,
+    Config,
+    Evaluation,
+    Experiment,
+    Explain,
+    LayerSetting,
+    Trainer,
+    end_bits,
+)
+
+__all__ = [
+    "AlphaRegularization",
+    "Bits",
+    "Config",
+    "Evaluation",
+    "Experiment",
+    "Explain",
+    "LayerSetting",
+    "Trainer",
+    "parse",
+    "parse_bits",
+]
 
 SCOPES = ("layer", "channel", "element", "network")
 PLACEMENTS = ("relu", "input")
@@ -19,134 +42,6 @@ _REQUIRED = (
     *("quantizer", "bits", "first_last", "layers", "alpha_regularization", "trainer", "logger"),
     *("epochs", "batch_size", "seed", "output_dir", "experiment"),
 )
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Widths of weights and activations; `first` and `last` (weights, that layer's input) as far as set apart."""
-
-    weight: int = 32
-    activation: int = 32
-    first: tuple[int, int] | None = None
-    last: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class LayerSetting:
-    """What one pattern of `layers` sets apart; None leaves it as it is.
-
-    `quantizer` is the name of a file in configs/quantizer, `method` what that file says.
-    """
-
-    pattern: str
-    bits: tuple[int, int] | None = None
-    quantizer: str | None = None
-    method: dict[str, Any] | None = None
-    scope: str | None = None
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """Where and how a run is computed; configs/trainer/default.yaml says what each means."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = True
-    compile: Literal["auto", True, False] = "auto"
-    deterministic: bool = False
-    threads: int | None = None
-    checkpoint_minutes: float | None = 5
-    checkpoint_steps: int | None = None
-    watchdog: Literal["warn", "stop", "off"] = "warn"
-    progress: bool = True
-
-
-@dataclass(frozen=True)
-class AlphaRegularization:
-    """The penalty on clip levels: a number, 0 for none, or `weight_decay` for the optimizer's."""
-
-    lambda_alpha: float | Literal["weight_decay"] = 0.0
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """`name` is the folder below `output_dir` that holds the runs."""
-
-    name: str = "train"
-
-
-@dataclass(frozen=True)
-class Explain:
-    """How `qexp explain` prints: `text` or `json`."""
-
-    format: Literal["text", "json"] = "text"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `qexp eval` measures: the run in folder `run` (None: the network composed here), on `split`."""
-
-    run: str | None = None
-    split: Literal["test", "validation"] = "test"
-
-
-@dataclass(frozen=True)
-class Config:
-    """A checked configuration. Nodes with a `_target_` stay plain dicts.
-
-    `names` are the options chosen for model, dataset and quantizer, for people to read; `plain` is the whole as it
-    was composed.
-    """
-
-    task: dict[str, Any]
-    dataset: dict[str, Any]
-    model: dict[str, Any]
-    quantizer: dict[str, Any]
-    rounding: dict[str, Any]
-    bits: Bits
-    first_last: tuple[int, int] | None
-    layers: tuple[LayerSetting, ...]
-    alpha_regularization: AlphaRegularization
-    optimizer: dict[str, Any]
-    schedule: dict[str, Any]
-    trainer: Trainer
-    logger: dict[str, dict[str, Any]]
-    epochs: int
-    batch_size: int
-    seed: int
-    output_dir: str
-    experiment: Experiment
-    explain: Explain
-    eval: Evaluation
-    names: dict[str, str]
-    plain: dict[str, Any]
-
-    @property
-    def quantized(self) -> bool:
-        """Whether anything is quantized at all."""
-        return bool(self.quantizer.get("weight") or self.quantizer.get("activation"))
-
-    @property
-    def first_bits(self) -> tuple[int, int]:
-        """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
-        return self.bits.first or self._end_bits()
-
-    @property
-    def last_bits(self) -> tuple[int, int]:
-        """Widths (weights, input) of the last layer: its own, else `first_last`, which may be the method's."""
-        return self.bits.last or self._end_bits()
-
-    def _end_bits(self) -> tuple[int, int]:
-        inner = (self.bits.weight, self.bits.activation)
-        return self.first_last or _end(self.quantizer["first_last"], inner) or inner
-
-    @property
-    def lambda_alpha(self) -> float:
-        """The penalty's factor as a number."""
-        value = self.alpha_regularization.lambda_alpha
-        return float(self.optimizer.get("weight_decay") or 0.0) if value == "weight_decay" else float(value)
 
 
 def parse(plain: Mapping[str, Any]) -> Config:
@@ -166,7 +61,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "quantizer": _method(node["quantizer"], "quantizer", errors),
         "bits": bits,
         "first_last": root.get(
-            "first_last", None, lambda value: _end(value, (bits.weight, bits.activation)), _END_RULE
+            "first_last", None, lambda value: end_bits(value, (bits.weight, bits.activation)), _END_RULE
         ),
         "layers": _layers(node["layers"] or {}, errors),
         "alpha_regularization": _alpha_regularization(node["alpha_regularization"], errors),
@@ -187,12 +82,6 @@ def parse(plain: Mapping[str, Any]) -> Config:
 
 
 _END_RULE = "null for what the method's paper did, a width (1 to 8, 32, or w4a8), or same"
-
-
-def _end(value: object, same: tuple[int, int]) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    return same if value == "same" else parse_bits(value, "first_last")
 
 
 def _bits(reader: Reader) -> Bits:
@@ -219,7 +108,7 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
             if "scope" in target:
                 Reader(target, f"{path}.{key}", errors).choice("scope", SCOPES)
     reader.choice("placement", PLACEMENTS)
-    reader.get("first_last", None, lambda value: _end(value, (32, 32)), "a width (1 to 8, or 32), or same")
+    reader.get("first_last", None, lambda value: end_bits(value, (32, 32)), "a width (1 to 8, or 32), or same")
     return dict(reader.node)
 
 
@@ -284,7 +173,9 @@ def _experiment(node: object, errors: list[str]) -> Experiment:
     reader = Reader(node, "experiment", errors, ("name",))
     name = reader.text("name")
     if name and not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", name):
-        errors.append(f"experiment.name={name}: a folder below output_dir, of letters, digits, '-', '_', '.', '/'.")
+        errors.append(
+            f"experiment.name={name}: a folder below output_dir, of letters, digits, '-', '_', '.', '/'."
+        )
     return Experiment(name)
 
 

@@ -45,9 +45,9 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
-def remove_parts(path: Path) -> None:
-    """Delete what killed writers of `path` left beside it; only for the owner of the folder's lock."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
+def remove_parts(folder: Path) -> None:
+    """Delete what killed writers left in `folder`; only for the one who holds its lock."""
+    for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 

@@ -16,7 +16,7 @@ from qexp.errors import Interrupted
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt; only the main thread can ask for it."""
+    """Within, SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt; in the main thread only."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -29,7 +29,7 @@ def raising_on_sigterm() -> Iterator[None]:
 def passed_to_workers() -> Iterator[None]:
     """Within, both signals are passed to this process's children, and it waits for what they record.
 
-    A terminal's Ctrl-C reaches the children by itself: passed on, it would count as a second one and end them at once.
+    A terminal's Ctrl-C reaches the children by itself: passed on, it would count as a second one and end them.
     """
 
     def receive(number: int, frame: FrameType | None) -> None:

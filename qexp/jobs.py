@@ -13,6 +13,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from qexp.build import check_targets
 from qexp.composition import FAILURE, decode_layers, decode_overrides, loader
@@ -38,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """How one job ended. `status`: done, skipped, failed, interrupted, missing (not started), or what is planned."""
+    """How one job ended: done, skipped, failed, interrupted, missing (not started), or what is planned."""
 
     overrides: str
     status: str
@@ -52,7 +53,8 @@ class Record:
 def run_job(job: Job, composed: DictConfig) -> Record:
     """Run one job and return its record; a mistake, a bug or a signal is recorded, never raised."""
     hydra = HydraConfig.get()
-    overrides = decode_overrides([str(item) for item in hydra.overrides.task])
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    overrides = decode_overrides(typed)
     sweep = hydra.mode is RunMode.MULTIRUN
     if _interrupted_by:
         return Record(overrides, "missing", message="not started: the sweep was interrupted")
@@ -113,13 +115,18 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
         ConfigError: a `_target_` or an interpolation that is refused, a reference to nothing.
     """
     check_interpolations(OmegaConf.to_container(composed, resolve=False))
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    try:
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
     plain["layers"] = _name_methods(job, decode_layers(plain.get("layers") or {}))
     if run := (plain.get("eval") or {}).get("run"):
         plain = {**saved_config(Path(run)), "eval": plain["eval"]}
     else:
         choices = HydraConfig.get().runtime.choices
         plain["names"] = {key: str(choices[key]) for key in ("model", "dataset", "quantizer")}
+        if not plain["experiment"].get("name"):
+            plain["experiment"]["name"] = str(choices["experiment"])
     check_targets(plain)
     return dict(plain)
 

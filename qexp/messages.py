@@ -100,7 +100,9 @@ def _nearest(key: str, known: list[str]) -> str:
 
 def _known_names(loader: QexpLoader, command: str, overrides: Sequence[str]) -> list[str]:
     try:
-        config = loader.load_configuration(command, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
+        config = loader.load_configuration(
+            command, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
     except (HydraException, OmegaConfBaseException, ConfigError):
         return _groups(loader)
     plain: Any = OmegaConf.to_container(config, resolve=False)
@@ -130,4 +132,4 @@ def _flat(error: BaseException) -> str:
         lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
         parts += [line for line in lines[:2] if not line.startswith(("full_key", "object_type", "See http"))]
         seen = seen.__cause__ if isinstance(seen, ConfigCompositionException) else None
-    return ": ".join(dict.fromkeys(parts)) or type(error).__name__
+    return ": ".join(dict.fromkeys(part.rstrip(":.") for part in parts)) or type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from qexp.errors import ConfigError
-from qexp.files import MetricsFile, atomic_write
+from qexp.files import MetricsFile, atomic_write, remove_parts
 
 FORMAT_VERSION = 1
 """Of the record; raised when a reader of the old one would misread the new one."""
@@ -114,6 +114,7 @@ class RunDirectory:
                 ) from None
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
+            remove_parts(self.path)
             yield
         finally:
             os.close(handle)

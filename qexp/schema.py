@@ -20,9 +20,7 @@ class Reader:
         known: the keys it may have; None if any.
     """
 
-    def __init__(
-        self, node: object, path: str, errors: list[str], known: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, node: object, path: str, errors: list[str], known: Collection[str] | None = None) -> None:
         self.path = path
         self.errors = errors
         self.node: Mapping[str, Any] = node if isinstance(node, Mapping) else {}

@@ -37,7 +37,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
         key, _, value = override.partition("=")
         name = key.lstrip("+~").partition("@")[0].replace("/", ".")
         if name.startswith(_CODE_KEYS) and value.strip("'\"") not in ("none", "null", "disabled"):
-            raise ConfigError(f"{key}: refused, Hydra would build Python objects from it. qexp writes run.log itself.")
+            raise ConfigError(
+                f"{key}: refused, Hydra would build Python objects from it. qexp writes run.log itself."
+            )
         if name.startswith("hydra.") and name.endswith("_target_"):
             raise ConfigError(f"{key}={value}: refused, only hydra/launcher=<name> chooses a launcher.")
         if name == "hydra.searchpath":
@@ -76,7 +78,7 @@ def check_hydra(node: Mapping[str, object]) -> None:
 def _check_plugin(node: Mapping[str, object], key: str, allowed: Iterable[str]) -> None:
     for path, value in _leaves(_below(node, key), f"hydra.{key}"):
         name = path.rpartition(".")[2]
-        if name in ("_target_", "()", "class") and (path != f"hydra.{key}._target_" or value not in allowed):
+        if name in ("_target_", "()", "class") and (path != f"hydra.{key}._target_" or str(value) not in allowed):
             shipped = ", ".join(sorted(target.rpartition(".")[2] for target in allowed))
             raise ConfigError(f"{path}={value}: refused, a {key} is one of {shipped}.")
         if key == "launcher" and path.split(".")[2] in _SHELL_KEYS and value:

@@ -23,7 +23,7 @@ def test_partial_waits_for_the_rest() -> None:
 
 
 def test_an_unknown_argument_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="takes no 'evry'. Did you mean 'every'"):
+    with pytest.raises(ConfigError, match=r"takes no 'evry'\. Did you mean 'every'"):
         build({"_target_": "qexp.lit.schedules.step", "evry": 1, "of": 2})
 
 

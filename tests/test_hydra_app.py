@@ -60,14 +60,20 @@ def mine(tmp_path: Path) -> Path:
         header + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      bits: 6\n"
     )
     (folder / "quantizer" / "narrow.yaml").write_text(
-        "defaults:\n  - pact\n  - override /bits: 2\n  - _self_\nfirst_last: 8\n"
+        "defaults:\n  - pact\n  - override /bits@_global_.bits: 2\n  - _self_\nfirst_last: 8\n"
     )
     return folder
 
 
 @pytest.mark.parametrize(
     ("typed", "expected"),
-    [("bits=4", (4, 4)), ("bits='4'", (4, 4)), ("bits=w4a8", (4, 8)), ("bits=32", (32, 32)), ("bits.weight=3", (3, 4))],
+    [
+        ("bits=4", (4, 4)),
+        ("bits='4'", (4, 4)),
+        ("bits=w4a8", (4, 8)),
+        ("bits=32", (32, 32)),
+        ("bits.weight=3", (3, 4)),
+    ],
 )
 def test_bits_of_a_single_run(started: list[Config], typed: str, expected: tuple[int, int]) -> None:
     assert hydra_app.main("train", [typed]) == 0
@@ -97,6 +103,7 @@ def test_an_experiment_brings_its_own_sweep(started: list[Config], mine: Path) -
     assert widths(started[3:]) == [(7, 7)]
     assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=one"]) == 0
     assert widths(started[4:]) == [(6, 6)]
+    assert started[4].experiment.name == "one"
 
 
 def test_a_sweep_over_layers_by_pattern(started: list[Config]) -> None:
@@ -131,7 +138,9 @@ def test_a_failed_job_does_not_end_the_others(started: list[Config], capsys: pyt
     assert printed.out.count("failed") == 2
 
 
-def test_a_job_that_cannot_be_composed_fails_alone(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_cannot_be_composed_fails_alone(
+    started: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert hydra_app.main("train", ["-m", "bits=2,9", "quantizer=pact,pcat"]) == 1
     assert widths(started) == [(2, 2)]
     printed = capsys.readouterr()

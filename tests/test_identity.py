@@ -142,6 +142,14 @@ def test_numbers_that_are_equal_are_one_number() -> None:
 
 def test_every_setting_of_the_trainer_is_decided_on() -> None:
     """A new key of the trainer is either part of the identity or listed here as without effect."""
-    without_effect = {"device", "strategy", "threads", "checkpoint_minutes", "checkpoint_steps", "watchdog", "progress"}
+    without_effect = {
+        "device",
+        "strategy",
+        "threads",
+        "checkpoint_minutes",
+        "checkpoint_steps",
+        "watchdog",
+        "progress",
+    }
     part = {"devices", "precision", "channels_last", "compile", "deterministic"}
     assert {field.name for field in dataclasses.fields(parsed().trainer)} == without_effect | part

@@ -1,23 +1,23 @@
-"""One run in several processes: started torchrun-style, each with an internal command that runs this one job.
+"""One run in several processes: torchrun's environment, and each process runs this one job and nothing else.
 
 Lightning's own relaunch types the command line again, which under a sweep starts the whole sweep on every process.
+The processes are forked from a server that has imported everything and computed nothing, so that a sweep of
+distributed runs pays for its imports once.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
@@ -28,8 +28,9 @@ from qexp.errors import Interrupted, QexpError, TrainingError
 GRACE = 15.0
 """Seconds that the other processes get to end by themselves once one has failed."""
 
-_REPORT = "QEXP_WORKER_REPORT"
+_PRELOADED = ["qexp.commands.train", "qexp.commands.network", "qexp.lit.fit", "qexp.report.plots"]
 _POLL = 0.05
+_ABRUPT = "ended without a word"
 
 
 def rank() -> int:
@@ -42,6 +43,41 @@ def wants_launch(config: Config) -> bool:
     return config.trainer.devices > 1 and "RANK" not in os.environ
 
 
+class Worker:
+    """One process of a job, and the pipe on which it says how it ended."""
+
+    def __init__(self, plain: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(dict(plain), dict(environment), theirs))
+        self.process.start()
+        theirs.close()
+
+    def failure(self) -> Exception:
+        """Return what the process reported, as this process would have raised it."""
+        try:
+            message, exit_code, number = self.pipe.recv() if self.pipe.poll() else (_ABRUPT, 1, 0)
+        except (EOFError, OSError):
+            message, exit_code, number = _ABRUPT, 1, 0
+        if message == _ABRUPT:
+            code = self.process.exitcode or 0
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            return TrainingError(f"a process of the job ended {how}, without a word: out of memory, or killed?")
+        if number:
+            return Interrupted(number)
+        error = QexpError(message)
+        error.exit_code = exit_code
+        return error
+
+    def end(self) -> None:
+        """End it, if it still runs."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
 def launch(config: Config) -> None:
     """Run `config` in `trainer.devices` processes and wait for them; a failing one ends the others.
 
@@ -50,88 +86,59 @@ def launch(config: Config) -> None:
         Interrupted: a signal, which was passed on; process 0 has written a checkpoint.
     """
     count = config.trainer.devices
-    with tempfile.TemporaryDirectory(prefix="qexp-job-") as folder:
-        reports = [Path(folder) / f"{index}.json" for index in range(count)]
-        port = _free_port()
-        children = [_start(config, index, count, port, reports[index]) for index in range(count)]
-        try:
-            with _passing_signals_on(children):
-                failed = _wait(children)
-        finally:
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-                child.wait()
-                if child.stdin is not None:
-                    child.stdin.close()
+    job = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(count),
+        "NODE_RANK": "0",
+        "QEXP_COMMAND": " ".join(["qexp", *sys.argv[1:]]),
+    }
+    ranks = [{"RANK": str(index), "LOCAL_RANK": str(index)} for index in range(count)]
+    workers = [Worker(config.plain, {**os.environ, **job, **names}) for names in ranks]
+    try:
+        with _passing_signals_on(workers):
+            failed = _wait(workers)
         if failed is not None:
-            raise _failure(failed, children[failed].returncode, reports[failed])
+            raise failed.failure()
+    finally:
+        for worker in workers:
+            worker.end()
 
 
-def _start(config: Config, index: int, count: int, port: int, report: Path) -> subprocess.Popen[bytes]:
-    environment = dict(
-        os.environ,
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        WORLD_SIZE=str(count),
-        RANK=str(index),
-        LOCAL_RANK=str(index),
-        NODE_RANK="0",
-        **{_REPORT: str(report)},
-    )
-    # A session of its own: Ctrl-C reaches it once, passed on by the parent.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "qexp.commands.distributed"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(config.plain).encode() + b"\n")
-    child.stdin.flush()
-    return child
-
-
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Return the index of the child that failed first, once all have ended or their grace is over."""
-    failed, deadline = None, float("inf")
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
-        if failed is None:
-            failed = next((index for index, child in enumerate(children) if child.poll()), None)
-            deadline = float("inf") if failed is None else time.monotonic() + GRACE
+def _wait(workers: Sequence[Worker]) -> Worker | None:
+    """Return the worker that failed first, once all have ended or their grace is over."""
+    failed: Worker | None = None
+    deadline = float("inf")
+    while any(worker.process.is_alive() for worker in workers) and time.monotonic() < deadline:
+        if failed is None and (failed := _first_failed(workers)) is not None:
+            deadline = time.monotonic() + GRACE
         time.sleep(_POLL)
-    return failed if failed is not None else next((i for i, child in enumerate(children) if child.poll()), None)
+    return failed or _first_failed(workers)
+
+
+def _first_failed(workers: Sequence[Worker]) -> Worker | None:
+    # A reported failure comes before an abrupt end, which may only be its consequence.
+    ended = [worker for worker in workers if worker.process.exitcode]
+    return min(ended, key=lambda worker: not worker.pipe.poll(), default=None)
 
 
 @contextmanager
-def _passing_signals_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _passing_signals_on(workers: Sequence[Worker]) -> Iterator[None]:
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
+        for worker in workers:
+            if worker.process.pid is not None and worker.process.exitcode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.process.pid, number)
 
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, pass_on)
+        for received in (signal.SIGINT, signal.SIGTERM):
+            before[received] = signal.signal(received, pass_on)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _failure(index: int, code: int, report: Path) -> Exception:
-    try:
-        found = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return TrainingError(f"process {index} of the job ended {reason}; its own output says more.")
-    if found["signal"]:
-        return Interrupted(found["signal"])
-    error = QexpError(found["message"])
-    error.exit_code = found["exit_code"]
-    return error
+        for received, handler in before.items():
+            signal.signal(received, handler)
 
 
 def _free_port() -> int:
@@ -140,40 +147,44 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main() -> int:
-    """Run one process of a job: its configuration comes on the first line of stdin."""
-    plain = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(plain: dict[str, Any], environment: dict[str, str], pipe: Connection) -> None:
+    """Run one process of a job, report a failure on `pipe`, and end without waiting for the others."""
+    with suppress(OSError):
+        os.setsid()  # Ctrl-C reaches this process once, passed on by the parent, not by the terminal as well
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    report = _run(plain)
+    if report is not None:
+        with suppress(OSError):
+            pipe.send(report)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The process group's destructor would wait for the other processes, which may be gone.
+    os._exit(report[1] if report is not None else 0)
+
+
+def _run(plain: dict[str, Any]) -> tuple[str, int, int] | None:
+    """Return None, or message, exit code and signal of what went wrong."""
     from qexp.commands import train
 
     try:
         check_targets(plain)
         train.run(parse(plain))
     except Interrupted as stop:
-        return _report(str(stop), stop.exit_code, stop.signal)
+        return str(stop), stop.exit_code, stop.signal
+    except KeyboardInterrupt:
+        return "Ctrl-C", 130, int(signal.SIGINT)
     except QexpError as error:
-        return _report(str(error), error.exit_code)
+        return str(error), error.exit_code, 0
     except Exception as error:
         traceback.print_exc()
-        return _report(f"{type(error).__name__}: {error}", 1)
-    return 0
+        return f"{type(error).__name__}: {error}", 1, 0
+    return None
 
 
-def _report(message: str, exit_code: int, number: int = 0) -> int:
-    content = {"message": message, "exit_code": exit_code, "signal": number}
-    Path(os.environ[_REPORT]).write_text(json.dumps(content), encoding="utf-8")
-    return exit_code
-
-
-def _end_with_parent() -> None:
-    """The parent holds the other end of stdin; when it is gone, even by SIGKILL, so is this process."""
-    sys.stdin.read()
+def _end_with_parent(pipe: Connection) -> None:
+    """The parent holds the other end and sends nothing; when it is gone, even by SIGKILL, so is this process."""
+    with suppress(EOFError, OSError):
+        pipe.recv()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Without waiting for the process group: the others may be gone, and its destructor would wait for them.
-    os._exit(code)

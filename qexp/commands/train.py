@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import functools
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qexp.build import build
 from qexp.commands import distributed
+from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
-from qexp.errors import Interrupted, QexpError, TrainingError
+from qexp.errors import Interrupted, QexpError
 from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
 from qexp.runs import FORMAT_VERSION, RunDirectory
 
 PRIMARY_METRIC = "test_accuracy"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,16 @@ def _compiled(config: Config, source: Any) -> bool:
     from qexp.lit import compiling
     from qexp.lit.evaluate import device_of
 
-    device = device_of(config)
-    steps = _epoch_steps(json.dumps(config.dataset, sort_keys=True), config.batch_size) * config.epochs
-    with torch.device("meta"):  # shapes without numbers: only its layers' kinds matter
-        node = {key: value for key, value in config.model.items() if key != "weights"}
-        network = build(node, input_shape=source.shape, num_classes=source.num_classes)
-    return compiling.decide(config.trainer.compile, network, steps, device)
+    def pays() -> bool:
+        steps = _epoch_steps(json.dumps(config.dataset, sort_keys=True), config.batch_size) * config.epochs
+        if steps <= compiling.STEPS_THAT_PAY:
+            return False
+        with torch.device("meta"):  # shapes without numbers: only its layers' kinds matter
+            node = {key: value for key, value in config.model.items() if key != "weights"}
+            network = build(node, input_shape=source.shape, num_classes=source.num_classes)
+        return compiling.pays(network, steps)
+
+    return compiling.decide(config.trainer.compile, device_of(config), pays)
 
 
 @functools.lru_cache(maxsize=64)
@@ -138,7 +138,7 @@ def _own(planned: Planned) -> None:
     planned.run.prepare(planned.config.plain, planned.identity, describe())
     with planned.run.lock():
         if planned.run.read_result() is None:
-            with _recording_failure(planned.run), _run_log(planned.run):
+            with recording_failure(planned.run), run_log(planned.run):
                 _train(planned, network)
 
 
@@ -234,56 +234,3 @@ def _say_result(planned: Planned, result: dict[str, Any], figure: Path | None) -
         print(f"figure        {figure}")
     if planned.run.events.exists():
         print(f"see also      tensorboard --logdir {planned.run.path.parent}", flush=True)
-
-
-@contextlib.contextmanager
-def _recording_failure(folder: RunDirectory) -> Iterator[None]:
-    """Leave the reason of an early end in the folder, and turn a full disk into one line."""
-    try:
-        yield
-    except Interrupted as stop:
-        folder.write_failure(str(stop), stop.exit_code, "interrupted")
-        raise
-    except KeyboardInterrupt:
-        folder.write_failure("interrupted outside the training loop", 130, "interrupted")
-        raise
-    except QexpError as error:
-        folder.write_failure(str(error), error.exit_code)
-        raise
-    except OSError as error:
-        if error.errno not in _DISK:
-            folder.write_failure(f"{type(error).__name__}: {error}", 1)
-            raise
-        problem = TrainingError(
-            f"{error.filename or folder.path}: cannot be written ({error.strerror}); make room or choose another"
-            " output_dir, then type the command again: it goes on from the last checkpoint."
-        )
-        folder.write_failure(str(problem), problem.exit_code)
-        raise problem from error
-    except Exception as error:
-        folder.write_failure(f"{type(error).__name__}: {error}", 1)
-        raise
-
-
-@contextlib.contextmanager
-def _run_log(folder: RunDirectory) -> Iterator[None]:
-    """Keep what qexp says while a run lasts in run.log; warnings go to the screen as well."""
-    logger = logging.getLogger("qexp")
-    screen = logging.StreamHandler()
-    screen.setLevel(logging.WARNING)
-    file = logging.FileHandler(folder.log, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    handlers = (screen, file)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-        file.close()
-        logger.setLevel(level)
-        logger.propagate = propagate

@@ -15,6 +15,7 @@ from lightning_fabric.plugins.io import CheckpointIO
 
 from qexp.errors import CheckpointError, TrainingError
 from qexp.files import atomic_stream
+from qexp.lit import world
 from qexp.lit.position import epochs_done
 from qexp.lit.signals import StopRequest
 from qexp.lit.task import Classification
@@ -93,6 +94,23 @@ def network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name[len(prefix) :]: value for name, value in state if name.startswith(prefix)}
 
 
+def check_fits(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: the checkpoint was made for another network; the message names what differs.
+    """
+    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in network_state(checkpoint).items()}
+    wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{path}: made for another network, it differs in {', '.join(wrong[:5])}{more}; delete it to start"
+            " this run again."
+        )
+
+
 def random_state() -> dict[str, Any]:
     """Return the state of every generator as tensors and primitives."""
     version, internal, gauss = random.getstate()
@@ -146,9 +164,9 @@ class CheckpointWriter(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning leaves out: generators, running sums, time spent."""
         checkpoint[KEY] = {
-            "random": random_state(),
-            "totals": module.totals.cpu(),
-            "samples": module.samples,
+            "random": world.gathered(random_state()),
+            "totals": world.summed(module.totals).cpu(),
+            "samples": module.samples * world.size(),
             "train_seconds": self.train_seconds,
             "compiled": self.compiled,
         }
@@ -160,13 +178,15 @@ class CheckpointWriter(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Restore last of all, so that nothing in the set-up draws from the restored generators."""
         self._began = self._written = time.monotonic()
+        self.request.install()  # Lightning has put handlers of its own in front
         if self._restored is None:
             return
         state, self._restored = self._restored, None
-        module.totals.copy_(state["totals"])
-        module.samples = state["samples"]
+        if world.rank() == 0:  # the sums of all processes go on in the first one
+            module.totals.copy_(state["totals"])
+        module.samples = state["samples"] // world.size()
         self.seconds_before = state["train_seconds"]
-        set_random_state(state["random"])
+        set_random_state(state["random"][world.rank()])
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         """Write when it is time; the epoch's last step leaves it to the epoch's end, a moment later."""

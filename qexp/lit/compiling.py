@@ -24,18 +24,18 @@ def pays(network: nn.Module, steps: int) -> bool:
     return has_convolution and steps > STEPS_THAT_PAY
 
 
-def decide(wanted: bool | str, network: nn.Module, steps: int, device: torch.device) -> bool:
+def decide(wanted: bool | str, device: torch.device, pays: Callable[[], bool]) -> bool:
     """Return whether to compile, from `trainer.compile`.
 
     Args:
         wanted: true, false or `auto` (when it pays and can be done).
-        steps: of the whole run.
+        pays: asked under `auto` only.
 
     Raises:
         ConfigError: asked for, but there is no C++ compiler for the CPU.
     """
     asked = str(wanted).lower()
-    if asked == "false" or (asked == "auto" and not pays(network, steps)):
+    if asked == "false" or (asked == "auto" and not pays()):
         return False
     problem = _missing_compiler(device)
     if problem is None:

@@ -26,7 +26,8 @@ def describe(command: str | None = None) -> dict[str, Any]:
         command: what the user typed; None takes it from this process.
     """
     return {
-        "command": command if command is not None else " ".join(["qexp", *sys.argv[1:]]),
+        # Of a job's process, what the user typed is in the environment; its own line is internal.
+        "command": command or os.environ.get("QEXP_COMMAND") or " ".join(["qexp", *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": git_state(Path(qexp.__file__).resolve().parent.parent),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},

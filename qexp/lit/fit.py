@@ -13,15 +13,15 @@ from qexp.build import build
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
-from qexp.lit import compiling
+from qexp.lit import compiling, world
 from qexp.lit.alphas import AlphaLog
-from qexp.lit.checkpoint import KEY, CheckpointWriter, read_checkpoint
+from qexp.lit.checkpoint import KEY, CheckpointWriter, check_fits, read_checkpoint
 from qexp.lit.evaluate import device_of, measure
 from qexp.lit.position import EpochBatches
 from qexp.lit.progress import ProgressLines
 from qexp.lit.record import Recorder, Source
 from qexp.lit.signals import StopRequest
-from qexp.lit.start import calibrate
+from qexp.lit.start import calibrate, seed_rank
 from qexp.lit.task import Classification
 from qexp.lit.trainer import make_trainer, silence
 from qexp.lit.watchdog import Watchdog
@@ -47,24 +47,20 @@ def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirector
     batches = _train_batches(source, config, device)
     total_steps = len(batches) * config.epochs
     checkpoint = read_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
+    if checkpoint is None:
+        calibrate(network, batches, device)
+        seed_rank(config.seed, world.rank())
+    else:
+        check_fits(network, checkpoint, run.checkpoint)
     compiled = _compiled(config, network, total_steps, device, checkpoint)
     module = _task(network, config, total_steps, compiled)
     step = int(checkpoint["global_step"]) if checkpoint else -1
-    if checkpoint is None:
-        calibrate(network, batches, device)
-    run.metrics.truncate(step)
+    if world.rank() == 0:
+        run.metrics.truncate(step)
     with StopRequest() as request, silence():
-        alphas = AlphaLog()
-        watchdog = Watchdog(config.trainer.watchdog, alphas, run.add_warning)
-        recorder = Recorder(run.metrics, [*_sources(source, config, device), alphas, watchdog], [alphas, watchdog])
-        settings = config.trainer
-        writer = CheckpointWriter(
-            run.checkpoint, request, settings.checkpoint_minutes, settings.checkpoint_steps, compiled
-        )
-        callbacks: list[pl.Callback] = [alphas, watchdog, recorder]
-        if settings.progress:
-            callbacks.append(ProgressLines(recorder))
-        trainer = make_trainer(config, device, [*callbacks, writer], make_loggers(config, run, step))
+        writer = _writer(config, run, request, compiled)
+        callbacks = [*_observers(source, config, device, run), writer]
+        trainer = make_trainer(config, device, callbacks, make_loggers(config, run, step))
         loader = EpochBatches(batches)
         loader.trainer = trainer
         try:
@@ -74,8 +70,32 @@ def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirector
     return {**run.metrics.last(), "train_seconds": writer.train_seconds, "compiled": float(compiled)}
 
 
+def _writer(config: Config, run: RunDirectory, request: StopRequest, compiled: bool) -> CheckpointWriter:
+    settings = config.trainer
+    return CheckpointWriter(
+        run.checkpoint, request, settings.checkpoint_minutes, settings.checkpoint_steps, compiled
+    )
+
+
+def _observers(source: DataSource, config: Config, device: torch.device, run: RunDirectory) -> list[pl.Callback]:
+    """Those that look and write, in the order in which they have to be asked."""
+    alphas = AlphaLog()
+    watchdog = Watchdog(config.trainer.watchdog, alphas, run.add_warning)
+    sources: list[Source] = [*_sources(source, config, device), alphas, watchdog]
+    recorder = Recorder(run.metrics, sources, at_start=[alphas, watchdog])
+    observers: list[pl.Callback] = [alphas, watchdog, recorder]
+    return [*observers, ProgressLines(recorder)] if config.trainer.progress else observers
+
+
 def _train_batches(source: DataSource, config: Config, device: torch.device) -> Batches:
-    return source.train_batches(config.batch_size, config.seed, device, channels_last=config.trainer.channels_last)
+    return source.train_batches(
+        config.batch_size,
+        config.seed,
+        device,
+        rank=world.rank(),
+        world_size=world.size(),
+        channels_last=config.trainer.channels_last,
+    )
 
 
 def _compiled(
@@ -84,7 +104,7 @@ def _compiled(
     """A resumed run goes on as it began: a compiled step differs from an eager one in the last bits."""
     if checkpoint is not None:
         return bool(checkpoint[KEY]["compiled"])
-    return compiling.decide(config.trainer.compile, network, steps, device)
+    return compiling.decide(config.trainer.compile, device, lambda: compiling.pays(network, steps))
 
 
 def _task(network: nn.Module, config: Config, total_steps: int, compiled: bool) -> Classification:
@@ -117,8 +137,7 @@ def _sources(source: DataSource, config: Config, device: torch.device) -> list[S
 
 
 def make_loggers(config: Config, run: RunDirectory, step: int) -> list[Any]:
-    """Return the loggers of `config.logger`; a resumed run's events from `step` on are replaced."""
+    """Return the loggers of `config.logger`; events after `step` (-1: all) are replaced."""
     return [
-        build(node, directory=run.path, name=run.path.name, purge_step=step + 1 if step >= 0 else None)
-        for node in config.logger.values()
+        build(node, directory=run.path, name=run.path.name, purge_step=step + 1) for node in config.logger.values()
     ]

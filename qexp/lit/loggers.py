@@ -10,18 +10,18 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from qexp.errors import ConfigError
 
 
-def tensorboard(*, directory: Path, name: str, purge_step: int | None = None) -> Logger:
+def tensorboard(*, directory: Path, name: str, purge_step: int = 0) -> Logger:
     """TensorBoard events in `directory`/tensorboard.
 
     Args:
-        purge_step: of a resumed run; TensorBoard drops events from this step on, which are written again.
+        purge_step: TensorBoard drops earlier events from this step on: a resumed run writes them again.
     """
     return TensorBoardLogger(
         save_dir=directory, name="tensorboard", version="", default_hp_metric=False, purge_step=purge_step
     )
 
 
-def csv(*, directory: Path, name: str, purge_step: int | None = None) -> Logger:
+def csv(*, directory: Path, name: str, purge_step: int = 0) -> Logger:
     """Lightning's own wide CSV in `directory`/csv, beside metrics.csv, which qexp always writes."""
     from pytorch_lightning.loggers import CSVLogger
 
@@ -29,7 +29,7 @@ def csv(*, directory: Path, name: str, purge_step: int | None = None) -> Logger:
 
 
 def wandb(
-    *, directory: Path, name: str, purge_step: int | None = None, project: str = "qexp", offline: bool = False
+    *, directory: Path, name: str, purge_step: int = 0, project: str = "qexp", offline: bool = False
 ) -> Logger:
     """Weights & Biases; needs its package."""
     logger: Any = _imported("WandbLogger", "wandb")
@@ -37,7 +37,7 @@ def wandb(
 
 
 def mlflow(
-    *, directory: Path, name: str, purge_step: int | None = None, uri: str | None = None, project: str = "qexp"
+    *, directory: Path, name: str, purge_step: int = 0, uri: str | None = None, project: str = "qexp"
 ) -> Logger:
     """MLflow; needs its package. Without `uri` it writes into `directory`/mlruns."""
     logger: Any = _imported("MLFlowLogger", "mlflow")

@@ -62,7 +62,7 @@ class Recorder(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Write the epoch's means and what the sources add, then begin new means."""
         module.check_finite()
-        values = {**module.running(), "lr": self._lr}
+        values = {**module.epoch_means(), "lr": self._lr}
         if not module.lambda_alpha and not module.auxiliary:
             del values["train_penalty"]
         for source in self.sources:

@@ -19,6 +19,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_rank(seed: int, rank: int) -> None:
+    """Give each further process of a job its own stream (dropout); the first one keeps the run's."""
+    if rank:
+        seed_everything(seed + 1_000_003 * rank)
+
+
 def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> bool:
     """Give each quantizer its input on the first training batch, in forward order, each on top of the former ones.
 

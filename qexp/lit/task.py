@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from qexp.errors import TrainingError
+from qexp.lit import world
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
 from qexp.quantizers.base import Quantizer, named_quantizers
@@ -140,9 +141,16 @@ class Classification(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def running(self) -> dict[str, float]:
-        """Return the means since the epoch began; reading them waits for the device."""
-        count = max(self.samples, 1)
-        loss, correct, penalty = (value / count for value in self.totals.tolist())
+        """Return the means since the epoch began, of this process; reading them waits for the device."""
+        return self._means(self.totals, self.samples)
+
+    def epoch_means(self) -> dict[str, float]:
+        """Return the epoch's means over all processes, each of which has to call this."""
+        return self._means(world.summed(self.totals), self.samples * world.size())
+
+    @staticmethod
+    def _means(totals: Tensor, samples: int) -> dict[str, float]:
+        loss, correct, penalty = (value / max(samples, 1) for value in totals.tolist())
         return {"train_loss": loss, "train_accuracy": correct, "train_penalty": penalty}
 
     def check_finite(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.loggers import Logger
 
 from qexp.config import Config
@@ -41,13 +42,14 @@ def make_trainer(
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=settings.devices,
-        strategy=settings.strategy,
+        strategy="ddp" if settings.devices > 1 else settings.strategy,
         precision=precision,
         deterministic=settings.deterministic or None,
         max_epochs=config.epochs,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[DurableCheckpointIO()],
+        # The environment is named, so that Lightning starts no process of its own, under Slurm neither.
+        plugins=[DurableCheckpointIO(), LightningEnvironment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -60,7 +62,8 @@ def make_trainer(
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Keep Lightning's banners, tips and the warnings of `_NOISE` off the user's screen."""
-    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning")
+    # The last one tells every compiling CPU user that there is no CUDA.
+    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "torch.utils.cpp_extension")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -92,15 +91,18 @@ class Watchdog(pl.Callback):
 
 
 def findings(seen: Seen) -> Iterator[tuple[str, str]]:
-    """Yield (cause, sentence) for what one look at a quantizer shows."""
+    """Yield (cause, sentence) for what one look at a quantizer shows; a bad level explains its clipping."""
+    bad = False
     for name, value in seen.learned.items():
         if not bool(torch.isfinite(value).all()):
+            bad = True
             yield "nan", f"{name} is not a number ({_value(value)})"
         elif float(value.min()) <= 0.0:
             sign = "negative" if float(value.min()) < 0.0 else "zero"
+            bad = True
             yield "negative", f"{name} is {sign} ({_value(value)}): it quantizes nothing any more"
     clipped = seen.clipped
-    if clipped is not None and math.isfinite(clipped) and clipped > CLIPS_EVERYTHING:
+    if not bad and clipped is not None and clipped > CLIPS_EVERYTHING:
         yield "clips", f"clips everything ({clipped:.1%} of its input)"
 
 

@@ -10,7 +10,6 @@ from typing import Literal
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -74,31 +73,38 @@ def render(table: Table, form: str, width: int | None = None) -> str:
 def to_terminal(table: Table, width: int | None = None) -> str:
     """Return the table drawn with lines, for a screen `width` characters wide."""
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in table.columns:
-        # A narrow screen breaks sentences, not numbers and short names.
-        words = [
-            word for text in (column.header, *(row[column.key] for row in table.rows)) for word in text.split()
-        ]
-        least = min(max(map(len, words), default=1), _LONGEST_WHOLE)
+    for column, columns_width in zip(table.columns, _widths(table, width or _PLAIN_WIDTH), strict=True):
         justify: Literal["left", "right"] = "right" if column.number else "left"
-        grid.add_column(Text(column.header), justify=justify, overflow="fold", min_width=least)
+        grid.add_column(Text(column.header), justify=justify, overflow="fold", width=columns_width)
     for row in table.rows:
         grid.add_row(*(Text(row[column.key]) for column in table.columns))
-    screen = Console(file=io.StringIO(), width=width or _PLAIN_WIDTH, color_system=None, highlight=False)
-    # Too narrow a screen wraps the drawn lines itself; here, words would be lost.
-    screen.width = max(screen.width, _least_width(screen, grid))
+    # A screen too narrow for the longest words wraps the drawn lines itself; here, rich would cut them off.
+    screen = Console(file=io.StringIO(), width=10 * _PLAIN_WIDTH, color_system=None, highlight=False)
     screen.print(Text(table.title), soft_wrap=True)
     if table.rows:
-        screen.print(grid)
+        screen.print("", grid, "", sep="\n")
     for line in filter(None, [table.caption, *table.notes]):
         screen.print(Text(line), soft_wrap=True)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
-def _least_width(screen: Console, grid: RichTable) -> int:
-    """Return the width below which rich would cut words off."""
-    return Measurement.get(screen, screen.options.update(max_width=10 * _PLAIN_WIDTH), grid).minimum
+def _widths(table: Table, width: int) -> list[int]:
+    """Return the columns' widths: as wide as their texts, the widest ones narrowed until all fit `width`.
+
+    A narrow screen breaks sentences, not numbers and short names: no column gets narrower than its longest word,
+    or `_LONGEST_WHOLE`.
+    """
+    texts = [[column.header, *(row[column.key] for row in table.rows)] for column in table.columns]
+    widths = [max(map(len, column)) for column in texts]
+    longest = [max((len(word) for text in column for word in text.split()), default=1) for column in texts]
+    free = width - 2 * len(widths)  # a space on each side of the border between two columns
+    while sum(widths) > free:
+        spare = [(now, index) for index, now in enumerate(widths) if now > min(longest[index], _LONGEST_WHOLE)]
+        if not spare:
+            break
+        widths[max(spare)[1]] -= 1
+    return widths
 
 
 def to_markdown(table: Table) -> str:

@@ -1,0 +1,143 @@
+"""A checked configuration, typed: what `qexp.config.parse` returns and everything below it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qexp.bits import parse_bits
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Widths of weights and activations; `first` and `last` (weights, that layer's input) as far as set apart."""
+
+    weight: int = 32
+    activation: int = 32
+    first: tuple[int, int] | None = None
+    last: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class LayerSetting:
+    """What one pattern of `layers` sets apart; None leaves it as it is.
+
+    `quantizer` is the name of a file in configs/quantizer, `method` what that file says.
+    """
+
+    pattern: str
+    bits: tuple[int, int] | None = None
+    quantizer: str | None = None
+    method: dict[str, Any] | None = None
+    scope: str | None = None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and how a run is computed; configs/trainer/default.yaml says what each means."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: Literal["auto", True, False] = "auto"
+    deterministic: bool = False
+    threads: int | None = None
+    checkpoint_minutes: float | None = 5
+    checkpoint_steps: int | None = None
+    watchdog: Literal["warn", "stop", "off"] = "warn"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class AlphaRegularization:
+    """The penalty on clip levels: a number, 0 for none, or `weight_decay` for the optimizer's."""
+
+    lambda_alpha: float | Literal["weight_decay"] = 0.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`name` is the folder below `output_dir` that holds the runs."""
+
+    name: str = "train"
+
+
+@dataclass(frozen=True)
+class Explain:
+    """How `qexp explain` prints: `text` or `json`."""
+
+    format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `qexp eval` measures: the run in folder `run` (None: the network composed here), on `split`."""
+
+    run: str | None = None
+    split: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. Nodes with a `_target_` stay plain dicts.
+
+    `names` are the options chosen for model, dataset and quantizer, for people to read; `plain` is the whole as it
+    was composed.
+    """
+
+    task: dict[str, Any]
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    quantizer: dict[str, Any]
+    rounding: dict[str, Any]
+    bits: Bits
+    first_last: tuple[int, int] | None
+    layers: tuple[LayerSetting, ...]
+    alpha_regularization: AlphaRegularization
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    trainer: Trainer
+    logger: dict[str, dict[str, Any]]
+    epochs: int
+    batch_size: int
+    seed: int
+    output_dir: str
+    experiment: Experiment
+    explain: Explain
+    eval: Evaluation
+    names: dict[str, str]
+    plain: dict[str, Any]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether anything is quantized at all."""
+        return bool(self.quantizer.get("weight") or self.quantizer.get("activation"))
+
+    @property
+    def first_bits(self) -> tuple[int, int]:
+        """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
+        return self.bits.first or self._end_bits()
+
+    @property
+    def last_bits(self) -> tuple[int, int]:
+        """Widths (weights, input) of the last layer: its own, else `first_last`, which may be the method's."""
+        return self.bits.last or self._end_bits()
+
+    def _end_bits(self) -> tuple[int, int]:
+        inner = (self.bits.weight, self.bits.activation)
+        return self.first_last or end_bits(self.quantizer["first_last"], inner) or inner
+
+    @property
+    def lambda_alpha(self) -> float:
+        """The penalty's factor as a number."""
+        value = self.alpha_regularization.lambda_alpha
+        return float(self.optimizer.get("weight_decay") or 0.0) if value == "weight_decay" else float(value)
+
+
+def end_bits(value: object, same: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the widths of an end of the network: None for None, `same` for "same". Others: ConfigError."""
+    if value is None:
+        return None
+    return same if value == "same" else parse_bits(value, "first_last")

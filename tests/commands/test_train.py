@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qexp.files
+from qexp.commands import eval as evaluation
+from qexp.commands import train
+from qexp.config import Config, parse
+from qexp.errors import CheckpointError, ConfigError, TrainingError
+from qexp.runs import RunDirectory, find_runs
+
+from ..composing import compose
+
+pytestmark = pytest.mark.usefixtures("quiet_threads")
+
+
+@pytest.fixture
+def quiet_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Make the configuration of a short default run in tmp_path."""
+
+    def make(*overrides: str) -> Config:
+        return parse(
+            compose("epochs=2", f"output_dir={tmp_path}", "model.hidden=[32,32]", "trainer.threads=1", *overrides)
+        )
+
+    return make
+
+
+def test_a_run_from_start_to_record_and_skip(config, capsys):
+    record = train.run(config())
+    folder = Path(record["path"])
+    assert record["status"] == "done"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_accuracy"] == record["metrics"]["test_accuracy"] == result["metrics"]["test_accuracy"]
+    assert {"format_version", "run_id", "status", "primary_metric", "higher_is_better", "train_seconds", "epochs",
+            "seed", "config_digest", "data_digest", "compiled", "warnings"} <= result.keys()  # fmt: skip
+    assert (folder / "figures" / "alpha.png").stat().st_size > 1000
+    assert RunDirectory(folder).status() == "done"
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    out = capsys.readouterr().out
+    for said in ("test accuracy", str(folder), "tensorboard --logdir"):
+        assert said in out
+    assert "epoch 2/2" in (folder / "run.log").read_text()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = train.run(config())
+    assert again["status"] == "skipped"
+    assert again["metrics"] == record["metrics"]
+    assert "done already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert logging.getLogger("qexp").handlers == []
+
+
+def test_eval_gives_the_recorded_accuracy(config, capsys):
+    folder = train.run(config())["path"]
+    plain = {**config().plain, "eval": {"run": folder, "split": "test"}}
+    record = evaluation.run(parse(plain))
+    assert record["matches"] is True
+    assert "the same as in" in capsys.readouterr().out
+
+
+def test_eval_of_another_network_is_refused(config):
+    folder = train.run(config("epochs=1"))["path"]
+    plain = {**config("model.hidden=[16]").plain, "eval": {"run": folder, "split": "test"}}
+    with pytest.raises(CheckpointError, match="another network"):
+        evaluation.run(parse(plain))
+
+
+def test_eval_without_anything_to_evaluate(config):
+    with pytest.raises(ConfigError, match=r"eval\.run="):
+        evaluation.run(config())
+
+
+def test_preview_writes_nothing(config, tmp_path, capsys):
+    record = train.preview(config())
+    assert record["status"] == "start"
+    assert list(tmp_path.iterdir()) == []
+    assert record["path"] in capsys.readouterr().out
+
+
+def test_a_failed_run_says_why_and_goes_on_when_mended(config, monkeypatch):
+    failing = config("optimizer.lr=1e20")
+    with pytest.raises(TrainingError, match="not a number"):
+        train.run(failing)
+    folder = train.plan(failing).run
+    assert folder.status() == "failed"
+    failure = folder.read_failure()
+    assert failure["exit_code"] == 1
+    assert "step " in failure["message"]
+    assert "layer " in failure["message"]
+
+
+def test_a_disk_that_fills_up_ends_in_one_line_and_the_run_goes_on(config, monkeypatch):
+    planned = train.plan(config("trainer.checkpoint_steps=3"))
+    real, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(qexp.files.os, "fsync", full)
+    with pytest.raises(TrainingError, match="No space left on device") as caught:
+        train.run(config("trainer.checkpoint_steps=3"))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert planned.run.checkpoint.exists()
+    assert train.run(config("trainer.checkpoint_steps=3"))["status"] == "done"
+    assert planned.run.read_failure() is None
+
+
+def test_no_data_leaves_nothing_behind(config, tmp_path):
+    from qexp.errors import DataError
+
+    with pytest.raises(DataError):
+        train.run(config("dataset=mnist", f"dataset.root={tmp_path / 'none'}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_built_leaves_nothing_behind(config, tmp_path):
+    with pytest.raises(ConfigError):
+        train.run(config("quantizer.activation.alpha=-1"))
+    assert list(tmp_path.iterdir()) == []
+
+
+DDP = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.device=cpu", "trainer.progress=false")
+
+
+def command(tmp_path: Path, *overrides: str) -> list[str]:
+    words = ["epochs=2", f"output_dir={tmp_path}", "model.hidden=[32]", "trainer.threads=1", *overrides]
+    return [sys.executable, "-m", "qexp", "train", *words]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_process_runs_whose_middle_job_fails_and_is_typed_again(tmp_path):
+    line = [*command(tmp_path, "optimizer.lr=0.1,1e20,0.2", "epochs=1", *DDP), "-m"]
+    first = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert first.returncode == 1, first.stderr
+    runs = {run.config["optimizer"]["lr"]: run for run in find_runs(tmp_path)}
+    assert {lr: run.status for lr, run in runs.items()} == {0.1: "done", 1e20: "failed", 0.2: "done"}
+    assert "not a number" in runs[1e20].failure
+    results = {lr: (run.path / "result.json").stat().st_mtime_ns for lr, run in runs.items() if lr < 1}
+    again = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert again.stdout.count("done already") == 2
+    assert {lr: (runs[lr].path / "result.json").stat().st_mtime_ns for lr in results} == results
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_two_process_run_leaves_a_checkpoint_that_goes_on(tmp_path):
+    words = command(tmp_path, "epochs=300", *DDP)
+    job = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(tmp_path)
+    job.send_signal(signal.SIGTERM)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 143, errors
+    (run,) = find_runs(tmp_path)
+    assert run.status == "interrupted"
+    assert (run.path / "last.ckpt").exists()
+    assert "Traceback" not in errors
+
+
+def wait_for_rows(root: Path) -> None:
+    import time
+
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if any(path.read_text().count("train_loss") > 1 for path in root.rglob("metrics.csv")):
+            return
+        time.sleep(0.1)
+    pytest.fail("no epoch was recorded in 90 s")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import errno
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import qexp.files
+from qexp.errors import CheckpointError, TrainingError
+from qexp.lit import checkpoint as checkpoints
+from qexp.lit.checkpoint import DurableCheckpointIO
+
+
+def full_disk(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(small_run, tmp_path, monkeypatch):
+    small_run.train(tmp_path, epochs=1)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    monkeypatch.setattr(qexp.files.os, "fsync", full_disk)
+    with pytest.raises(TrainingError, match=r"last\.ckpt.*No space left on device.*intact"):
+        DurableCheckpointIO().save_checkpoint({"a": torch.ones(9)}, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert list(tmp_path.glob(".last.ckpt*")) == []
+
+
+def test_a_write_that_fails_inside_torch_is_one_line_too(tmp_path):
+    """A real limit on the size of a file: torch reports it wrapped into its own error."""
+    resource = pytest.importorskip("resource")
+    target = tmp_path / "last.ckpt"
+    DurableCheckpointIO().save_checkpoint({"a": 1}, target)
+    before = target.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(TrainingError, match=r"last\.ckpt.*cannot be written"):
+            DurableCheckpointIO().save_checkpoint({"a": torch.ones(10**6)}, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert target.read_bytes() == before
+
+
+def test_every_generator_returns(tmp_path):
+    state = checkpoints.random_state()
+    torch.save(state, tmp_path / "state")
+    drawn = (torch.rand(3), np.random.rand(3), random.random(), random.gauss(0, 1), np.random.randn())
+    checkpoints.set_random_state(torch.load(tmp_path / "state", weights_only=True))
+    again = (torch.rand(3), np.random.rand(3), random.random(), random.gauss(0, 1), np.random.randn())
+    assert torch.equal(drawn[0], again[0])
+    assert np.array_equal(drawn[1], again[1])
+    assert drawn[2:] == again[2:]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_what_is_no_checkpoint_is_named(content, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+        checkpoints.read_checkpoint(path)
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of a qexp run"):
+        checkpoints.read_checkpoint(tmp_path / "last.ckpt")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path, capsys):
+    torch.save({"state_dict": {}, "qexp": Evil()}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError):
+        checkpoints.read_checkpoint(tmp_path / "last.ckpt")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_of_another_network_is_refused(small_run, tmp_path):
+    small_run.train(tmp_path, epochs=1)
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    with pytest.raises(CheckpointError, match=r"another network.*0\.bias"):
+        small_run.train(tmp_path, epochs=2, network=other)

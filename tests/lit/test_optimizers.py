@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.errors import ConfigError
+from qexp.lit import optimizers
+from qexp.lit.task import classification_step
+from qexp.quantizers.base import ParameterGroup, Site
+from qexp.quantizers.pact import PACT
+
+
+class Slow(PACT):
+    """Wants a learning rate and a decay of its own."""
+
+    def parameter_groups(self):
+        yield ParameterGroup((self.alpha,), lr_factor=0.5, weight_decay=0.25)
+
+
+def shared_pair() -> tuple[PACT, PACT]:
+    first, second = (PACT(4, Site(name, "activation"), scope="network") for name in ("one", "two"))
+    second.share(first)
+    return first, second
+
+
+def network() -> nn.Sequential:
+    first, second = shared_pair()
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), first, nn.Conv2d(4, 4, 3), second,
+        Slow(4, Site("slow", "activation")), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def test_each_parameter_is_in_one_group():
+    net = network()
+    counts = Counter(id(p) for group in optimizers.parameter_groups(net) for p in group.parameters)
+    assert counts == {id(p): 1 for p in net.parameters()}
+
+
+def test_what_decays():
+    net = network()
+    groups = optimizers.sgd(optimizers.parameter_groups(net), lr=0.1, weight_decay=1e-4).param_groups
+    decay = {id(p): (group["weight_decay"], group["lr"]) for group in groups for p in group["params"]}
+    for index in (0, 3, 7):
+        assert decay[id(net[index].weight)] == (1e-4, 0.1)
+        assert decay[id(net[index].bias)] == (0.0, 0.1)
+    assert decay[id(net[1].weight)] == decay[id(net[1].bias)] == (0.0, 0.1)
+    assert decay[id(net[2].alpha)] == (0.0, 0.1)
+    assert decay[id(net[5].alpha)] == (0.25, 0.05)
+
+
+def test_decay_all_reaches_biases_and_normalization_but_no_alpha():
+    net = network()
+    groups = optimizers.adam(optimizers.parameter_groups(net), lr=0.1, weight_decay=1e-4, decay="all").param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay[id(net[1].bias)] == decay[id(net[0].bias)] == 1e-4
+    assert decay[id(net[2].alpha)] == 0.0
+
+
+def test_frozen_parameters_are_left_out():
+    net = network()
+    net[0].weight.requires_grad_(False)
+    assert all(p is not net[0].weight for group in optimizers.parameter_groups(net) for p in group.parameters)
+
+
+def test_adams_decay_is_coupled():
+    weight = nn.Parameter(torch.tensor([[2.0]]))
+    optimizer = optimizers.adam([optimizers.Group("weights", (weight,))], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.tensor([[0.25]])
+    optimizer.step()
+    # The moment sees gradient + decay * weight; AdamW's would see the gradient alone.
+    torch.testing.assert_close(optimizer.state[weight]["exp_avg"], torch.tensor([[0.1 * (0.25 + 0.5 * 2.0)]]))
+
+
+@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
+def test_the_penalty_on_alpha_is_exact_under_every_optimizer(make):
+    """No activation reaches alpha, so its gradient is the penalty's: lambda * alpha, once for a shared alpha."""
+    first, second = shared_pair()
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), first, second, nn.Flatten(), nn.Linear(72, 3))
+    groups = optimizers.parameter_groups(net)
+    optimizer = make(groups, lr=0.1, weight_decay=0.3)
+    penalized = list({id(p): p for q in (first, second) for p in q.penalized().values()}.values())
+    images, labels = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    loss, _ = classification_step(net, images, labels, [], penalized, 0.01, 0.0)
+    loss.backward()
+    alpha = torch.tensor(10.0)
+    assert torch.equal(first.alpha.grad, 0.01 * alpha)
+    optimizer.step()
+    state = optimizer.state[first.alpha]
+    if make is optimizers.sgd:
+        assert torch.equal(state["momentum_buffer"], 0.01 * alpha)
+        torch.testing.assert_close(first.alpha.detach(), alpha - 0.1 * 0.01 * alpha)
+    else:
+        torch.testing.assert_close(state["exp_avg"], 0.1 * 0.01 * alpha)
+        torch.testing.assert_close(first.alpha.detach(), alpha - 0.1)
+
+
+def test_without_penalty_alpha_has_no_gradient_from_it():
+    quantizer = PACT(4, Site("one", "activation"))
+    net = nn.Sequential(nn.Flatten(), quantizer, nn.Linear(4, 2))
+    loss, statistics = classification_step(
+        net, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]), [], [quantizer.alpha], 0.0, 0.0
+    )
+    loss.backward()
+    assert quantizer.alpha.grad.item() == 0.0
+    assert statistics[2].item() == 0.0
+
+
+@pytest.mark.parametrize("changes", [{"lr": 0.0}, {"lr": 0.1, "decay": "some"}])
+def test_settings_without_meaning_are_refused(changes):
+    with pytest.raises(ConfigError, match=r"optimizer\."):
+        optimizers.sgd(optimizers.parameter_groups(network()), **changes)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from qexp.errors import Interrupted
+from qexp.files import MetricsFile
+from qexp.lit.checkpoint import read_checkpoint
+from qexp.lit.signals import StopRequest
+from qexp.lit.task import Classification
+
+
+@pytest.fixture
+def signal_at_step(monkeypatch):
+    """Send this process a signal during a step, as a terminal would."""
+
+    def arrange(step: int, number: int) -> None:
+        original = Classification.training_step
+
+        def training_step(self, batch, index):
+            if self.global_step + 1 == step:
+                os.kill(os.getpid(), number)
+            return original(self, batch, index)
+
+        monkeypatch.setattr(Classification, "training_step", training_step)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "code"), [(signal.SIGINT, 5, 130), (signal.SIGTERM, 11, 143), (signal.SIGTERM, 15, 143)]
+)
+def test_a_signal_leaves_a_checkpoint_of_whole_steps_that_goes_on(
+    number, step, code, small_run, tmp_path, signal_at_step, monkeypatch
+):
+    before = signal.getsignal(number)
+    signal_at_step(step, number)
+    with pytest.raises(Interrupted) as caught:
+        small_run.train(tmp_path / "stopped", epochs=2)
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) is before
+    assert read_checkpoint(tmp_path / "stopped" / "last.ckpt")["global_step"] == step
+    monkeypatch.undo()
+    network, metrics = small_run.train(tmp_path / "stopped", epochs=2)
+    reference, expected = small_run.train(tmp_path / "whole", epochs=2)
+    for name, value in reference.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+    assert metrics["train_loss"] == expected["train_loss"]
+    rows = [MetricsFile(tmp_path / name / "metrics.csv").rows() for name in ("stopped", "whole")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on; the child only signals itself
+def test_a_second_signal_ends_at_once():
+    child = os.fork()
+    if child == 0:
+        try:
+            with StopRequest():
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130

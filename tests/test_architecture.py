@@ -1,0 +1,174 @@
+"""Which part may import which: read from the sources, imports inside functions counted."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import qexp
+from qexp.paths import config_dir
+
+from .composing import parsed
+
+PACKAGE = Path(qexp.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
+
+LINE = ["errors", "ops", "quantizers", "layers", "convert", "lit", "commands", "hydra_app", "cli"]
+"""The main line: a part imports from those before it only. Parts beside the line take the place of a neighbour."""
+
+BESIDE = {
+    # what every part may use: no torch, nothing of qexp but itself and errors
+    "__init__": 0,
+    "paths": 0,
+    "bits": 0,
+    "files": 0,
+    "shapes": 1,
+    "tracing": 3,
+    "plan": 3,
+    "calibration": 4,
+    # beside the line, before lit
+    "models": 4,
+    "data": 4,
+    "hardware": 4,
+    "schema": 4,
+    "settings": 4,
+    "config": 4,
+    "build": 4,
+    "identity": 4,
+    "runs": 4,
+    "published": 4,
+    "report": 4,
+    # around hydra_app
+    "security": 1,
+    "interrupts": 1,
+    "composition": 7,
+    "messages": 7,
+    "jobs": 7,
+    "command_help": 8,
+    "__main__": 9,
+}
+RANK = {**{name: float(place) for place, name in enumerate(LINE)}, **BESIDE}
+
+WITHOUT_TORCH = (
+    "report",
+    "runs",
+    "config",
+    "schema",
+    "bits",
+    "build",
+    "identity",
+    "published",
+    "hydra_app",
+    "jobs",
+)
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield (dotted name, line) of every import; `from a import b` counts as a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    here = part(path)
+    assert here in RANK, f"{here} is new: give it a place in this test"
+    for name, line in imports(path):
+        if top(name) == "qexp" and (name.count(".") > 1 or (PACKAGE / name.partition(".")[2]).exists()):
+            there = [*name.split("."), "__init__"][1]
+            assert RANK[there] <= RANK[here], f"{path}:{line}: {here} must not import {there}"
+
+
+def test_report_reads_runs_and_published_only() -> None:
+    allowed = {"report", "runs", "published", "errors", "paths", "bits", "files"}
+    for path in FILES:
+        if part(path) == "report":
+            used = {name.split(".")[1] for name, _ in imports(path) if name.startswith("qexp.")}
+            assert used <= allowed, f"{path}: {used - allowed}"
+
+
+@pytest.mark.parametrize("name", ["lightning", "pytorch_lightning"])
+def test_only_lit_imports_lightning(name: str) -> None:
+    found = [
+        str(path) for path in FILES if part(path) != "lit" and any(top(used) == name for used, _ in imports(path))
+    ]
+    assert found == []
+
+
+def test_no_torch_where_it_would_cost_the_start() -> None:
+    for path in FILES:
+        if part(path) in (*WITHOUT_TORCH, "cli", "command_help", "errors", "paths"):
+            for name, line in imports(path):
+                assert top(name) not in ("torch", "torchvision", "torchmetrics"), f"{path}:{line}"
+
+
+def test_the_start_needs_the_standard_library_only() -> None:
+    import sys
+
+    for name in ("cli", "command_help", "paths", "errors", "__init__"):
+        for used, line in imports(PACKAGE / f"{name}.py"):
+            assert top(used) in {*sys.stdlib_module_names, "qexp"}, f"{name}.py:{line}: {used}"
+
+
+def test_only_cli_and_build_import_by_name() -> None:
+    for path in FILES:
+        if part(path) not in ("cli", "build"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                assert called not in ("__import__", "importlib.import_module", "import_module"), f"{path}:{node}"
+
+
+@pytest.mark.parametrize("call", ["instantiate", "eval", "exec"])
+def test_nothing_else_runs_text(call: str) -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name != call and not name.endswith("utils.instantiate"), f"{path}:{node.lineno}: {name}"
+
+
+def test_torch_load_reads_weights_only() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
+
+
+OPTIONS = sorted(
+    path.relative_to(config_dir()).with_suffix("") for path in config_dir().glob("*/**/*.yaml") if path.is_file()
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option_composes(option: Path) -> None:
+    group, *rest = option.parts
+    config = parsed(f"{group}={'/'.join(rest)}")
+    assert config.epochs >= 1
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option_says_what_it_is(option: Path) -> None:
+    first = (config_dir() / option).with_suffix(".yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "explain"])
+def test_every_command_composes(command: str) -> None:
+    assert parsed(command=command).quantized

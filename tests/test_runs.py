@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qexp.errors import ConfigError
+from qexp.files import MetricsFile, atomic_write
+from qexp.runs import RunDirectory, find_runs
+
+CONFIG = {"epochs": 2, "output_dir": "outputs"}
+IDENTITY = {"format": 1, "bits": [4, 4]}
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "outputs" / "train" / "mlp-digits-pact-w4a4-s0-00000000")
+    directory.prepare(CONFIG, IDENTITY, {"host": "here"})
+    return directory
+
+
+def test_a_runs_life(run, tmp_path):
+    assert RunDirectory(tmp_path / "nowhere").status() == "missing"
+    with run.lock():
+        assert run.status() == "running"
+    assert run.status() == "interrupted"  # killed without a word
+    run.write_failure("the loss is not a number", 1)
+    assert run.status() == "failed"
+    run.write_failure("signal 2", 130, "interrupted")
+    assert run.status() == "interrupted"
+    run.write_result({"test_accuracy": 0.5, "metrics": {"x": float("nan")}})
+    assert run.status() == "done"
+    assert run.read_failure() is None
+    assert json.loads((run.path / "result.json").read_text())["metrics"] == {"x": None}
+
+
+def test_a_second_process_is_told_who_holds_the_folder(run):
+    code = (
+        "import sys\nfrom qexp.runs import RunDirectory\nfrom qexp.errors import ConfigError\n"
+        "try:\n    RunDirectory(sys.argv[1]).lock().__enter__()\nexcept ConfigError as e:\n    sys.exit(str(e))"
+    )
+    with run.lock():
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert f"in use by process {os.getpid()}" in done.stderr
+    with run.lock():
+        pass
+
+
+def test_two_configurations_never_share_a_folder(run):
+    with pytest.raises(ConfigError, match="another configuration"):
+        run.prepare(CONFIG, {"format": 1, "bits": [2, 2]}, {})
+    run.prepare(CONFIG, IDENTITY, {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission_is_one_line(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="output_dir: cannot write"):
+        RunDirectory(tmp_path / "a" / "b").prepare(CONFIG, IDENTITY, {})
+
+
+def test_a_place_that_is_no_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="output_dir: cannot write"):
+        RunDirectory(tmp_path / "file" / "b").prepare(CONFIG, IDENTITY, {})
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    atomic_write(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_metrics_survive_a_crash_and_a_resume(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.append(1, 10, {"train_loss": 0.1, "alpha/a.b": 9.5})
+    metrics.append(2, 20, {"train_loss": 1e-17, "test_accuracy": 0.9})
+    with metrics.path.open("a") as stream:
+        stream.write("3,30,train_l")
+    assert metrics.rows()[-1] == (2, 20, "test_accuracy", 0.9)
+    metrics.truncate(20)
+    assert metrics.rows() == [
+        (1, 10, "train_loss", 0.1), (1, 10, "alpha/a.b", 9.5), (2, 20, "train_loss", 1e-17)
+    ]  # fmt: skip
+    metrics.truncate(-1)
+    assert metrics.rows() == []
+    assert metrics.path.read_text() == "epoch,step,name,value\n"
+
+
+def test_damaged_folders_are_reported_and_the_others_found(run, tmp_path):
+    run.write_result({"test_accuracy": 0.5})
+    broken = run.path.parent / "broken"
+    broken.mkdir()
+    (broken / "config.yaml").write_bytes(b"\xff\xfe: [")
+    (broken / "result.json").write_text('{"test_acc')
+    cut = run.path.parent / "cut"
+    cut.mkdir()
+    (cut / "config.yaml").write_text("- a\n- list\n")
+    (cut / "failure.json").write_text("[]")
+    found = {entry.path.name: entry for entry in find_runs(tmp_path)}
+    assert set(found) == {"broken", "cut", run.path.name}
+    assert found[run.path.name].status == "done"
+    assert found[run.path.name].problem is None
+    assert found[run.path.name].config == CONFIG
+    assert found[run.path.name].environment == {"host": "here"}
+    assert "config.yaml" in found["broken"].problem
+    assert "result.json" in found["broken"].problem
+    assert "failure.json" in found["cut"].problem
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_reading_needs_no_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", "import qexp.runs, sys; sys.exit('torch' in sys.modules)"], check=False
+    )
+    assert done.returncode == 0
+
+
+def test_a_warning_is_kept_once(run):
+    run.add_warning("a")
+    run.add_warning("b")
+    run.add_warning("a")
+    assert run.read_warnings() == ["a", "b"]
+
+
+def test_parts_of_killed_writers_are_removed_with_the_lock(run: RunDirectory):
+    part = Path(run.path / ".last.ckpt.abc.part")
+    part.write_text("half")
+    with run.lock():
+        assert not part.exists()
