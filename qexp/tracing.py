@@ -19,7 +19,7 @@ RELU_MODULES = (nn.ReLU, nn.ReLU6)
 RELU_FUNCTIONS = {F.relu, F.relu6, F.relu_, torch.relu, torch.relu_}
 RELU_METHODS = {"relu", "relu_"}
 
-# Operations that only move, select or average values: what goes in decides the sign and the scale of what comes out.
+# Operations that only move, select or average values: what goes in decides the sign of what comes out.
 _PASSING_MODULES = (
     nn.MaxPool2d,
     nn.AvgPool2d,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qexp.ops.codes import Codes, uniform_codebook
 from qexp.ops.rounding import ste
@@ -23,9 +24,16 @@ def clip(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
     The gradient of x is 1 for 0 <= x < level (|x| < level), else 0; that of the level is 1 where x >= level
     (and -1 where x <= -level). Source: PACT equations 1 and 3; the signed form is ours.
     """
+    # The gradient comes from relu's own backward pass, which compares again instead of keeping a mask: a
+    # compiler stores such masks slowly. The value comes from a plain clip, because a - (a - x) is not exactly x.
     if signed:
-        return torch.where(x.abs() >= level, torch.where(x < 0, -level, level), x)
-    return torch.where(x >= level, level, x.clamp(min=0))
+        value = torch.maximum(torch.minimum(x, level), -level)
+        inner = F.relu(x + level) - level
+    else:
+        value = torch.minimum(x.clamp(min=0), level)
+        inner = x.clamp(min=0)
+    gradient = level - F.relu(level - inner)
+    return value.detach() + (gradient - gradient.detach())
 
 
 def clip_round(
