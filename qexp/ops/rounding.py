@@ -12,7 +12,7 @@ def ste(x: Tensor) -> Tensor:
     The forward value is exactly `torch.round(x)` in every dtype: the difference to the nearest integer is a
     multiple of x's last place no larger than 1/2, so both additions are exact.
 
-    Source: PACT equation 3, DoReFa equation 5.
+    Source: PACT (arXiv 1805.06085) equation 3.
 
     >>> x = torch.tensor([0.5, 1.5, -0.7], requires_grad=True)
     >>> y = ste(x)
