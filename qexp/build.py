@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qexp.arguments import check_arguments
 from qexp.errors import ConfigError, did_you_mean
 
 PLUGINS_VARIABLE = "QEXP_PLUGINS"
@@ -110,7 +111,7 @@ def build(node: Mapping[str, Any], **extra: object) -> Any:
     is the business of whoever receives it.
 
     Raises:
-        ConfigError: as `locate`; an argument that the target does not take, or one that is missing.
+        ConfigError: as `locate`; an argument that the target does not take, one that is missing, or of another type.
 
     >>> build({"_target_": "qexp.lit.schedules.constant"})(0.5)
     1.0
@@ -118,29 +119,17 @@ def build(node: Mapping[str, Any], **extra: object) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{node!r}: nothing to build, a _target_ is missing.")
     target = locate(node["_target_"])
-    arguments = {str(key): value for key, value in node.items() if key not in _RESERVED} | extra
+    given = {str(key): value for key, value in node.items() if key not in _RESERVED and key not in extra}
     partial = bool(node.get("_partial_", False))
-    _check_arguments(node["_target_"], target, arguments, partial=partial)
-    return functools.partial(target, **arguments) if partial else target(**arguments)
+    path = _path_of(node["_target_"])
+    check_arguments(node["_target_"], target, given, extra, partial=partial, path=path)
+    return functools.partial(target, **given, **extra) if partial else target(**given, **extra)
 
 
-def _check_arguments(
-    name: str, target: Callable[..., Any], arguments: Mapping[str, Any], *, partial: bool
-) -> None:
-    try:
-        parameters = inspect.signature(target).parameters
-    except ValueError:  # a class whose constructor is written in C shows none
-        return
-    named = [
-        key for key, value in parameters.items() if value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)
-    ]
-    if not any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
-        for key in arguments:
-            if key not in named:
-                raise ConfigError(f"{name} takes no '{key}'.{did_you_mean(key, named)}")
-    missing = [key for key in named if parameters[key].default is inspect.Parameter.empty and key not in arguments]
-    if missing and not partial:
-        raise ConfigError(f"{name} needs {', '.join(missing)}: set it in its configuration.")
+def _path_of(name: str) -> str:
+    """Return the key of a configuration that builds targets like `name`; "" where several do."""
+    keys = [key for key, package in _ROLES.items() if name.startswith(f"{package}.")]
+    return keys[0] if len(keys) == 1 and keys[0] != "logger" else ""
 
 
 def _is_inside(module: str, packages: Collection[str]) -> bool:

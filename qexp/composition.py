@@ -7,7 +7,7 @@ stands in front of Hydra's, so that every composition, in every process and unde
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -29,11 +30,13 @@ from qexp.errors import ConfigError
 from qexp.paths import config_dir
 from qexp.security import check_hydra, check_overrides
 
-_BITS_CHOICE = re.compile(r"(?P<key>\+{0,2}bits(@[^=]*)?)=(?P<value>\d+)$")
+_BITS_CHOICE = re.compile(r"(?P<key>\+{0,2}bits(@[^=]*)?)=(?P<value>\d+)\s*$")
 _LAYER_KEY = re.compile(
     r"(?P<plus>\+{0,2})layers\.(?P<pattern>.+)\.(?P<setting>bits|quantizer|scope)(?==|$)", re.DOTALL
 )
 _ENCODED = "glob_"
+
+LAYERS_RULE = "a layer is set apart by a pattern: layers.'<glob>'.bits=, .quantizer= or .scope="
 
 FAILURE = "_failure_"
 """The key under which a job's configuration says that it could not be composed, and why."""
@@ -64,8 +67,14 @@ def _encode_layer_key(match: re.Match[str]) -> str:
     return f"++layers.{pattern}.{match['setting']}"
 
 
-def decode_layers(layers: dict[str, Any]) -> dict[str, Any]:
-    """Return `layers` with its patterns as the user wrote them; what was typed last comes last."""
+def decode_layers(layers: Any) -> dict[str, Any]:
+    """Return `layers` with its patterns as the user wrote them; what was typed last comes last.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    if not isinstance(layers, Mapping):
+        raise ConfigError(f"layers={layers}: {LAYERS_RULE}.")
     decoded: dict[str, Any] = {}
     for key, settings in layers.items():
         pattern = decode_pattern(key)
@@ -83,7 +92,7 @@ def decode_pattern(key: str) -> str:
 class QexpSource(FileConfigSource):
     """YAML files of a folder, plus `bits/<n>` and `bits/w<n>a<m>`, which need no file.
 
-    In a defaults list `bits: 4` (an integer) means the option `4`.
+    In a defaults list a number means the option of that name: `bits: 4`.
     """
 
     @staticmethod
@@ -119,7 +128,7 @@ class QexpSource(FileConfigSource):
             )
         result = super().load_config(config_path)
         if isinstance(result.config, DictConfig):
-            _name_bits(result.config.get("defaults"))
+            _name_choices(result.config.get("defaults"))
         return result
 
 
@@ -134,12 +143,12 @@ def _bits_node(config_path: str) -> dict[str, int | None] | None:
     return {"weight": weight, "activation": activation, "first": None, "last": None}
 
 
-def _name_bits(defaults: ListConfig | None) -> None:
+def _name_choices(defaults: ListConfig | None) -> None:
+    """Take every choice of a defaults list as a name: Hydra stops at `bits: 4` without saying where."""
     for item in defaults or ():
         if isinstance(item, DictConfig):
             for key in item:
-                group = str(key).split()[-1].partition("@")[0].lstrip("/")
-                if group == "bits" and isinstance(item[key], int):
+                if isinstance(item[key], (bool, int, float)):
                     item[key] = str(item[key])
 
 
@@ -157,11 +166,32 @@ class QexpLoader(ConfigLoaderImpl):
         """Compose, as Hydra does. Raises ConfigError for what could run code, before anything looks at it."""
         encoded = [encode_override(override) for override in overrides]
         check_overrides(encoded)
+        encoded = [self._named_choice(override) for override in encoded]
         config = super().load_configuration(config_name, encoded, run_mode, from_shell, validate_sweep_overrides)
         node: Any = OmegaConf.to_container(config.hydra, resolve=False)
         check_hydra(node)
         _encode_sweep(config)
         return config
+
+    def _named_choice(self, override: str) -> str:
+        """Quote what chooses an option but reads as a number, so that Hydra looks for an option of that name.
+
+        Raises:
+            ConfigError: several options where one is chosen, or no key at all.
+        """
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+        group = str(parsed.key_or_group).partition("@")[0]
+        if not group:
+            raise ConfigError(f"cannot read '{override}': write key=value.")
+        if parsed.is_delete() or parsed.is_sweep_override() or not self.repository.group_exists(group):
+            return override
+        value = parsed.value()
+        if isinstance(value, list) and not all(isinstance(entry, str) for entry in value):
+            raise ConfigError(f"{override}: name one option of the group '{group}'.")
+        if value is None or isinstance(value, (bool, int, float)):
+            key, _, text = override.partition("=")
+            return f"{key}='{text.strip()}'"
+        return override
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Compose one job of a sweep; one that cannot be composed says why under `FAILURE`, and fails alone."""

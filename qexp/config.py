@@ -36,12 +36,12 @@ __all__ = [
 
 SCOPES = ("layer", "channel", "element", "network")
 PLACEMENTS = ("relu", "input")
+LARGEST_SEED = 2**63 - 1
+"""What torch's generators take."""
+
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
-_REQUIRED = (
-    *_NODES,
-    *("quantizer", "bits", "first_last", "layers", "alpha_regularization", "trainer", "logger"),
-    *("epochs", "batch_size", "seed", "output_dir", "experiment"),
-)
+_GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
+_REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
 def parse(plain: Mapping[str, Any]) -> Config:
@@ -52,7 +52,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
     """
     errors: list[str] = []
     root = Reader(plain, "", errors, (*_REQUIRED, "explain", "eval", "names"))
-    root.errors.extend(f"{key} is missing: choose one." for key in _REQUIRED if key not in root.node)
+    root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
     nodes = {key: root.target(key) for key in _NODES if key in root.node}
     bits = _bits(Reader(node["bits"], "bits", errors, ("weight", "activation", "first", "last")))
@@ -69,7 +69,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "logger": _loggers(node["logger"] or {}, errors),
         "epochs": root.integer("epochs", 1),
         "batch_size": root.integer("batch_size", 1),
-        "seed": root.integer("seed", 0),
+        "seed": root.integer("seed", 0, LARGEST_SEED),
         "output_dir": root.text("output_dir"),
         "experiment": _experiment(node["experiment"], errors),
         "explain": _explain(root.node.get("explain"), errors),
@@ -182,7 +182,8 @@ def _experiment(node: object, errors: list[str]) -> Experiment:
 def _explain(node: object, errors: list[str]) -> Explain:
     if node is None:
         return Explain()
-    return Explain(Reader(node, "explain", errors, ("format",)).choice("format", ("text", "json")))
+    reader = Reader(node, "explain", errors, ("format", "run"))
+    return Explain(reader.choice("format", ("text", "json")), reader.optional_text("run"))
 
 
 def _evaluation(node: object, errors: list[str]) -> Evaluation:

@@ -7,27 +7,44 @@ from typing import Any
 from torch import fx, nn
 
 from qexp.layers import QUANTIZED_LAYERS
-from qexp.plan import Plan, SitePlan
-from qexp.tracing import layer_calls, relu_sites
+from qexp.plan import Plan
+from qexp.quantizers.base import Quantizer
+from qexp.tracing import input_node, layer_calls, relu_sites
 
 
 class TwoModes(nn.Module):
     """A network whose training and evaluation graphs differ; both run the same modules.
 
-    The modules are registered here under their own names, so a state dict looks as if there were one graph.
+    Everything is registered here under its own name, so a state dict looks as if there were one graph.
     """
 
     def __init__(self, training: fx.GraphModule, evaluation: fx.GraphModule) -> None:
         super().__init__()
-        for graph in (evaluation, training):  # of two containers with one name, training's holds more
-            for name, child in graph.named_children():
-                self.add_module(name, child)
-        # Past nn.Module's registration, which would list every parameter twice more.
-        self.__dict__["graphs"] = {True: training, False: evaluation}
+        for graph in (training, evaluation):
+            _take_over(self, graph)
+        # The generated code alone: it finds modules and parameters by name, here.
+        self._forwards = {True: type(training).forward, False: type(evaluation).forward}
+        self.train(training.training)
 
     def forward(self, *inputs: Any) -> Any:
         """Run the graph of the current mode."""
-        return self.__dict__["graphs"][self.training](*inputs)
+        return self._forwards[self.training](self, *inputs)
+
+
+def _take_over(target: nn.Module, source: nn.Module) -> None:
+    """Register in `target` what `source` holds and `target` lacks; containers are joined."""
+    # Not by named_parameters() and its like: they show a tensor or module of two names only once.
+    for name, parameter in source._parameters.items():
+        if name not in target._parameters:
+            target.register_parameter(name, parameter)
+    for name, buffer in source._buffers.items():
+        if name not in target._buffers:
+            target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
+    for name, child in source._modules.items():
+        if name not in target._modules:
+            target.add_module(name, child)
+        elif child is not None and target._modules[name] is not child:
+            _take_over(target.get_submodule(name), child)
 
 
 def quantize_model(plan: Plan) -> nn.Module:
@@ -56,33 +73,41 @@ def _quantized_layers(plan: Plan) -> dict[str, nn.Module]:
 
 
 def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -> None:
-    sites = {site.name: site for site in plan.sites}
+    quantizers = {site.name: site.quantizer for site in plan.sites}
     layers = [name for name in layer_calls(graph) if name in swapped]
-    for name, node in relu_sites(graph).items():
-        if sites[name].quantizer is not None:
-            _replace_call(graph, node, sites[name])
+    relus = relu_sites(graph)
+    modules = {
+        name: graph.get_submodule(str(node.target)) for name, node in relus.items() if node.op == "call_module"
+    }
+    for name, node in relus.items():
+        if (quantizer := quantizers[name]) is not None:
+            _replace_call(graph, node, name, quantizer)
+        elif name in modules and quantizers.get(str(node.target)) is not None:
+            # A shared ReLU, whose name is the quantizer of its first call by now.
+            _set_submodule(graph, name, modules[name])
+            node.target = name
     for name in layers:
         _set_submodule(graph, name, swapped[name])
     graph.graph.lint()
     graph.recompile()
 
 
-def _replace_call(graph: fx.GraphModule, node: fx.Node, site: SitePlan) -> None:
-    """Let `node`'s ReLU call run the site's quantizer instead."""
-    _set_submodule(graph, site.name, site.quantizer)
+def _replace_call(graph: fx.GraphModule, node: fx.Node, name: str, quantizer: Quantizer) -> None:
+    """Let `node`'s ReLU call run `quantizer` instead."""
+    _set_submodule(graph, name, quantizer.train(graph.training))
     with graph.graph.inserting_after(node):
-        call = graph.graph.call_module(site.name, (node.args[0],))
+        call = graph.graph.call_module(name, (input_node(node),))
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     graph.graph.erase_node(node)
 
 
-def _set_submodule(graph: fx.GraphModule, name: str, module: nn.Module | None) -> None:
-    """Put `module` at the dotted `name`, making the containers on the way."""
+def _set_submodule(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    """Put `module` at the dotted `name`, in the network's mode, making the containers on the way."""
     parent: nn.Module = graph
     *path, last = name.split(".")
     for part in path:
         if not hasattr(parent, part):
-            parent.add_module(part, nn.Module())
+            parent.add_module(part, nn.Module().train(parent.training))
         parent = getattr(parent, part)
     parent.add_module(last, module)

@@ -37,7 +37,8 @@ class Interrupted(Exception):  # noqa: N818, it is no error: the user asked for 
     """
 
     def __init__(self, signal: int) -> None:
-        super().__init__(f"interrupted by signal {int(signal)}; the same command goes on from the checkpoint")
+        name = {2: "Ctrl-C", 15: "SIGTERM"}.get(int(signal), f"signal {int(signal)}")
+        super().__init__(f"interrupted by {name}; type the same command again and it goes on where it stopped")
         self.signal = int(signal)
         self.exit_code = 128 + int(signal)
 

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import functools
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -25,12 +26,20 @@ from qexp import build
 from qexp.composition import decode_layers, encode_override, loader
 from qexp.errors import ConfigError, Interrupted, QexpError
 from qexp.interrupts import passed_to_workers, raising_on_sigterm
-from qexp.jobs import INTERRUPT_EXIT, Job, Record, exit_code, print_summary, run_job
+from qexp.jobs import Job, Record, exit_code, run_job
+from qexp.sweep_summary import print_summary
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as every other one is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` shows what there is.")
 
 
 def parser(command: str) -> argparse.ArgumentParser:
     """Return the parser of a command's options; everything else on its line is `key=value`."""
-    options = argparse.ArgumentParser(prog=f"qexp {command}", add_help=False, allow_abbrev=False)
+    options = _Parser(prog=f"qexp {command}", add_help=False, allow_abbrev=False)
     options.add_argument("overrides", nargs="*", metavar="key=value")
     options.add_argument("--multirun", "-m", action="store_true")
     options.add_argument("--config-dir", "-cd", type=Path)
@@ -50,8 +59,8 @@ def main(command: str, argv: Sequence[str]) -> int:
     A user's mistake ends in one line on stderr and 2, a bug or a failed job of a sweep in 1, Ctrl-C in 130.
     """
     version.setbase("1.3")
-    arguments = parser(command).parse_intermixed_args(list(argv))
     try:
+        arguments = parser(command).parse_intermixed_args(list(argv))
         for name in arguments.plugin:
             build.add_plugin(name, [Path.cwd(), *filter(None, [arguments.config_dir])])
         with raising_on_sigterm():
@@ -62,7 +71,7 @@ def main(command: str, argv: Sequence[str]) -> int:
     except Interrupted as stop:
         return stop.exit_code
     except KeyboardInterrupt:
-        return INTERRUPT_EXIT
+        return 128 + signal.SIGINT
     finally:
         GlobalHydra.instance().clear()
 
@@ -71,7 +80,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     config_loader = loader(arguments.config_dir)
     hydra = Hydra(task_name=f"qexp {command}", config_loader=config_loader)
     GlobalHydra.instance().initialize(hydra)
-    overrides = [encode_override(text) for text in arguments.overrides]
+    overrides = [encode_override(text) for text in _with_run(command, arguments.overrides)]
     job = functools.partial(run_job, Job(command, dry_run=arguments.dry_run, config_dir=arguments.config_dir))
     try:
         if arguments.shell_completion:
@@ -87,6 +96,22 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(config_loader.describe(error, command, overrides)) from error
     return 0
+
+
+def _with_run(command: str, typed: Sequence[str]) -> list[str]:
+    """Return what was typed with `qexp eval FOLDER` (and explain) as `eval.run='FOLDER'`."""
+    if command not in ("eval", "explain"):
+        return list(typed)
+    return [text if _is_setting(text) else f"{command}.run={_quoted(text)}" for text in typed]
+
+
+def _is_setting(text: str) -> bool:
+    return not text or text.startswith("~") or ("=" in text and not Path(text).is_dir())
+
+
+def _quoted(text: str) -> str:
+    """Quote for Hydra's grammar, in which a path may hold what means something."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _launch(hydra: Hydra, command: str, overrides: list[str], job: Any, *, multirun: bool) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from qexp.errors import ConfigError, Interrupted, QexpError, did_you_mean
 from qexp.interrupts import raising_on_sigterm
 from qexp.security import check_interpolations
 
-INTERRUPT_EXIT = 130
+_PLACES_OF_A_RUN = ("dataset.root", "dataset.file", "dataset.eval_batch_size", "trainer.device", "trainer.threads")
+"""What may be typed beside a run's folder: where things are and what computes, never what decides its numbers."""
 
 _interrupted_by: list[int] = []
 """The signal that stopped a job of this process; a sweep's later jobs in it are not started."""
@@ -66,17 +68,22 @@ def run_job(job: Job, composed: DictConfig) -> Record:
                 raise ConfigError(str(composed[FAILURE]))
             return _record(overrides, _execute(job, parse(plain_config(job, composed))))
     except Interrupted as stop:
-        _interrupted_by.append(stop.signal)
-        return Record(overrides, "interrupted", stop.exit_code, message=str(stop))
+        return _interrupted(job, overrides, stop, sweep=sweep)
     except KeyboardInterrupt:
-        _interrupted_by.append(2)
-        return Record(overrides, "interrupted", INTERRUPT_EXIT, message="Ctrl-C")
+        return _interrupted(job, overrides, Interrupted(signal.SIGINT), sweep=sweep)
     except QexpError as error:
         print(f"qexp {job.command}: {error}", file=sys.stderr)
         return Record(overrides, "failed", error.exit_code, message=str(error))
     except Exception as error:
         traceback.print_exc()
         return Record(overrides, "failed", 1, message=f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _interrupted(job: Job, overrides: str, stop: Interrupted, *, sweep: bool) -> Record:
+    _interrupted_by.append(stop.signal)
+    if not sweep:  # a sweep's summary says it
+        print(f"qexp {job.command}: {stop}", file=sys.stderr)
+    return Record(overrides, "interrupted", stop.exit_code, message=str(stop))
 
 
 def _execute(job: Job, config: Config) -> Any:
@@ -120,25 +127,57 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
     plain["layers"] = _name_methods(job, decode_layers(plain.get("layers") or {}))
-    if run := (plain.get("eval") or {}).get("run"):
-        plain = {**saved_config(Path(run)), "eval": plain["eval"]}
+    if run := (plain.get(job.command) or {}).get("run"):
+        typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        plain = of_run(Path(str(run)), job.command, plain, typed)
     else:
         choices = HydraConfig.get().runtime.choices
         plain["names"] = {key: str(choices[key]) for key in ("model", "dataset", "quantizer")}
-        if not plain["experiment"].get("name"):
+        if plain["experiment"].get("name") is None:
             plain["experiment"]["name"] = str(choices["experiment"])
     check_targets(plain)
     return dict(plain)
 
 
-def saved_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration that a run's folder holds. Raises ConfigError when there is none."""
+def of_run(folder: Path, command: str, plain: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration that the run in `folder` was made with, with the places that were typed now.
+
+    Args:
+        command: eval or explain, whose own keys come from `plain`, the configuration composed now.
+        typed: the overrides of the command line.
+
+    Raises:
+        ConfigError: there is no run, or something was typed that the run has decided.
+    """
+    saved = saved_config(folder, f"{command}.run")
+    for override in typed:
+        key = override.partition("=")[0].lstrip("+~")
+        top, _, name = key.partition(".")
+        if key in _PLACES_OF_A_RUN and isinstance(saved.get(top), dict):
+            saved[top][name] = plain[top][name]
+        elif top not in (command, "hydra"):
+            allowed = ", ".join(_PLACES_OF_A_RUN)
+            raise ConfigError(
+                f"{decode_overrides([override])}: the run's own config.yaml decides this; with a run one may set"
+                f" {allowed}."
+            )
+    if isinstance(saved.get("model"), dict):
+        saved["model"]["weights"] = None  # where the run began; its own checkpoint says where it ended
+    return {**saved, command: plain[command]}
+
+
+def saved_config(folder: Path, key: str) -> dict[str, Any]:
+    """Return the configuration that a run's folder holds. Raises ConfigError, which names `key`, without one."""
     try:
         plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{key}={folder}: no run of qexp (there is no config.yaml in it); `qexp status` lists the runs."
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"eval.run={folder}: no run of qexp, its config.yaml cannot be read.") from error
+        raise ConfigError(f"{key}={folder}: no run of qexp, its config.yaml cannot be read.") from error
     if not isinstance(plain, dict):
-        raise ConfigError(f"eval.run={folder}: its config.yaml is no configuration.")
+        raise ConfigError(f"{key}={folder}: its config.yaml is no configuration.")
     return plain
 
 
@@ -165,25 +204,3 @@ def exit_code(records: Sequence[Record], *, sweep: bool) -> int:
             return record.exit_code
     failed = [record for record in records if record.exit_code]
     return (1 if sweep else failed[0].exit_code) if failed else 0
-
-
-def print_summary(records: Sequence[Record]) -> None:
-    """Print one line per job: what was set apart from the others, how it ended, its metric or the reason."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    words = [record.overrides.split() for record in records]
-    shared = [word for word in words[0] if all(word in other for other in words)] if len(words) > 1 else []
-    name = next((record.metric_name for record in records if record.metric_name), "metric")
-    title = f"{len(records)} jobs of {' '.join(shared)}" if shared else f"{len(records)} jobs"
-    table = Table(title=escape(title))
-    for header in ("job", "status", name, "run or reason"):
-        table.add_column(header, overflow="fold")
-    colours = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "done": "green"}
-    for record, own in zip(records, words, strict=True):
-        metric = "" if record.metric is None else f"{record.metric:.4f}"
-        reason = record.message.splitlines()[0] if record.message else record.run_id
-        job = " ".join(word for word in own if word not in shared)
-        table.add_row(escape(job), record.status, metric, escape(reason), style=colours.get(record.status))
-    Console().print(table)

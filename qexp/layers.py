@@ -26,7 +26,7 @@ class QuantConv2d(nn.Conv2d):
             layer.dilation,  # type: ignore[arg-type]
             layer.groups,
             layer.bias is not None,
-            layer.padding_mode,  # type: ignore[arg-type]
+            layer.padding_mode,
             device="meta",
         )
         self.weight, self.bias = layer.weight, layer.bias

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from qexp.bits import RULE
-from qexp.composition import QexpLoader, decode_overrides, decode_pattern
+from qexp.composition import LAYERS_RULE, QexpLoader, decode_overrides, decode_pattern
 from qexp.errors import ConfigError, did_you_mean
 
 _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'\.\s*(No match in the defaults list)?")
@@ -35,6 +35,8 @@ def one_line(error: Exception, loader: QexpLoader, command: str, overrides: Sequ
         return _missing_option(error.missing_cfg_file, loader)
     if isinstance(error, OverrideParseException):
         shown = decode_overrides([error.override])
+        if shown.lstrip("+~").startswith("layers."):
+            return f"cannot read '{shown}': {LAYERS_RULE}."
         return f"cannot read '{shown}': write key=value, and quote what the shell or Hydra would interpret."
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark

@@ -2,77 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from qexp.errors import ConfigError, did_you_mean
-from qexp.ops.rounding import ste
-from qexp.quantizers.base import Quantizer, Rounding, Site
+from qexp.errors import ConfigError
+from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.image import ImageGrid
+from qexp.scheme import Factory, Scheme, Setting, layer_settings, site_setting
 from qexp.shapes import Shape, record_shapes
-from qexp.tracing import consumers, layer_calls, nonnegative, relu_sites, sources, trace
-
-Factory = Callable[..., Quantizer]
-"""Makes a quantizer from `bits`, `site`, `rounding` and, for a layer rule that sets it, `scope`."""
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Bits of the weights and of the activations, 1 to 8 or 32."""
-
-    weight: int
-    activation: int
-
-
-@dataclass(frozen=True)
-class Method:
-    """A quantization method: how it quantizes weights and activations, and where the latter stand.
-
-    `placement` is `relu` (the quantizer replaces each ReLU, PACT) or `input` (it stands before each layer, LSQ).
-    """
-
-    name: str
-    weight: Factory | None
-    activation: Factory | None
-    placement: Literal["relu", "input"] = "relu"
-
-
-@dataclass(frozen=True)
-class LayerRule:
-    """What a pattern over layer or activation names changes; None leaves a setting as it is."""
-
-    pattern: str
-    weight_bits: int | None = None
-    activation_bits: int | None = None
-    method: Method | None = None
-    scope: str | None = None
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Everything that decides a plan.
-
-    Attributes:
-        method: for every layer that no rule gives another.
-        bits: for every layer between the first and the last.
-        first: of the first layer's weights and of the image.
-        last: of the last layer's weights and of the activation that feeds only it.
-        rules: layers by pattern; of those that match a name the last one wins.
-        rounding: makes one rounding function for each quantizer.
-        input_range: lowest and highest normalized pixel value by channel; needed when the image is quantized.
-    """
-
-    method: Method
-    bits: Widths
-    first: Widths
-    last: Widths
-    rules: tuple[LayerRule, ...] = ()
-    rounding: Callable[[], Rounding] = lambda: ste
-    input_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+from qexp.tracing import consumers, input_node, layer_calls, nonnegative, relu_sites, sources, trace
 
 
 @dataclass
@@ -128,15 +68,6 @@ class Plan:
             yield from (quantizer for quantizer in (layer.input, layer.weight) if quantizer is not None)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What one layer or site is to get, before quantizers are made."""
-
-    bits: Widths
-    method: Method
-    scope: str | None = None
-
-
 def make_plan(model: nn.Module, scheme: Scheme, input_shape: Shape) -> Plan:
     """Decide the quantizers of every layer and ReLU of `model`; the model is not changed.
 
@@ -150,17 +81,20 @@ def make_plan(model: nn.Module, scheme: Scheme, input_shape: Shape) -> Plan:
             method refuses a site.
     """
     graphs = trace(model)
-    settings = _layer_settings(graphs, scheme)
-    sites = _merge(_plan_sites(graph, record_shapes(graph, input_shape), scheme, settings) for graph in graphs)
-    layers = _merge(
-        _plan_layers(graph, record_shapes(graph, input_shape), scheme, settings, sites) for graph in graphs
+    settings = layer_settings(graphs, scheme)
+    shapes = [record_shapes(graph, input_shape) for graph in graphs]
+    sites = _merge(
+        [_plan_sites(graph, seen, scheme, settings) for graph, seen in zip(graphs, shapes, strict=True)]
     )
-    plan = Plan(list(layers.values()), list(sites.values()), _float_modules(model), graphs)
+    layers = _merge(
+        [_plan_layers(graph, seen, scheme, settings, sites) for graph, seen in zip(graphs, shapes, strict=True)]
+    )
+    plan = Plan(list(layers.values()), list(sites.values()), _float_modules(model, layers), graphs)
     _share_across_network(plan)
     return plan
 
 
-def _merge(parts: Iterator[dict]) -> dict:
+def _merge(parts: Sequence[dict]) -> dict:
     """Join the plans of the graphs by name: a site that both modes have gets one quantizer."""
     merged: dict = {}
     for part in parts:
@@ -168,48 +102,13 @@ def _merge(parts: Iterator[dict]) -> dict:
     return merged
 
 
-def _layer_settings(graphs: Sequence[fx.GraphModule], scheme: Scheme) -> dict[str, _Setting]:
-    """Return the setting of each layer by name, and of each ReLU site that a rule names itself."""
-    names = list(layer_calls(graphs[-1]))
-    if not names:
-        raise ConfigError("the network has no convolution or linear layer that could be quantized.")
-    for graph in graphs:  # layers that only training runs (auxiliary heads) come after, so they are never `last`
-        names += [name for name in layer_calls(graph) if name not in names]
-    evaluated = list(layer_calls(graphs[-1]))
-    settings = {name: _Setting(scheme.bits, scheme.method) for name in names}
-    settings[evaluated[0]] = replace(settings[evaluated[0]], bits=scheme.first)
-    settings[evaluated[-1]] = replace(settings[evaluated[-1]], bits=scheme.last)
-    relus = [name for graph in graphs for name in relu_sites(graph)]
-    for rule in scheme.rules:
-        matched = fnmatch.filter(dict.fromkeys([*names, *relus]), rule.pattern)
-        if not matched:
-            raise ConfigError(
-                f"layers.'{rule.pattern}' matches no layer of this model.{did_you_mean(rule.pattern, names)} "
-                "`qexp explain` lists the names."
-            )
-        for name in matched:
-            settings[name] = _apply(rule, settings.get(name) or _Setting(scheme.bits, scheme.method))
-    return settings
-
-
-def _apply(rule: LayerRule, setting: _Setting) -> _Setting:
-    bits = Widths(
-        setting.bits.weight if rule.weight_bits is None else rule.weight_bits,
-        setting.bits.activation if rule.activation_bits is None else rule.activation_bits,
-    )
-    return _Setting(bits, rule.method or setting.method, rule.scope or setting.scope)
-
-
 def _plan_sites(
-    graph: fx.GraphModule, shapes: dict[str, Shape], scheme: Scheme, settings: dict[str, _Setting]
+    graph: fx.GraphModule, shapes: dict[str, Shape], scheme: Scheme, settings: dict[str, Setting]
 ) -> dict[str, SitePlan]:
     planned = {}
     for name, node in relu_sites(graph).items():
         feeds = sorted(consumers(graph, node))
-        fed = {settings[layer] for layer in feeds}
-        # An activation takes its layers' setting where they agree (that is how `last` reaches the final ReLU).
-        agreed = fed.pop() if len(fed) == 1 else _Setting(scheme.bits, scheme.method)
-        setting = settings.get(name, agreed)
+        setting = site_setting(name, [settings[layer] for layer in feeds], scheme)
         site = Site(name, "activation", shapes[node.name])
         quantizer = None
         if setting.method.placement == "relu":
@@ -223,7 +122,7 @@ def _plan_layers(
     graph: fx.GraphModule,
     shapes: dict[str, Shape],
     scheme: Scheme,
-    settings: dict[str, _Setting],
+    settings: dict[str, Setting],
     sites: dict[str, SitePlan],
 ) -> dict[str, LayerPlan]:
     relus = {node: name for name, node in relu_sites(graph).items()}
@@ -235,7 +134,7 @@ def _plan_layers(
             name,
             type(layer).__name__,
             tuple(layer.weight.shape),  # type: ignore[union-attr, arg-type]
-            shapes[calls[0].args[0].name],  # type: ignore[union-attr]
+            shapes[input_node(calls[0]).name],
             shapes[calls[0].name],
             groups=getattr(layer, "groups", 1),
             bias=layer.bias is not None,
@@ -252,7 +151,7 @@ def _plan_input(
     plan: LayerPlan,
     graph: fx.GraphModule,
     made_by: list[fx.Node],
-    setting: _Setting,
+    setting: Setting,
     scheme: Scheme,
     sites: dict[str, SitePlan],
 ) -> None:
@@ -271,7 +170,7 @@ def _plan_input(
     plan.note = _note(plan, setting, sites)
 
 
-def _note(plan: LayerPlan, setting: _Setting, sites: dict[str, SitePlan]) -> str:
+def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan]) -> str:
     if setting.method.weight is None and setting.method.activation is None:
         return "all: quantizer none"
     notes = []
@@ -283,7 +182,7 @@ def _note(plan: LayerPlan, setting: _Setting, sites: dict[str, SitePlan]) -> str
     return ", ".join(notes)
 
 
-def _image_grid(setting: _Setting, site: Site, scheme: Scheme) -> Quantizer | None:
+def _image_grid(setting: Setting, site: Site, scheme: Scheme) -> Quantizer | None:
     if setting.bits.activation == 32 or setting.method.activation is None:
         return None
     if scheme.input_range is None:
@@ -303,13 +202,18 @@ def _make(
     return quantizer if bits < 32 or quantizer.acts_at_32 else None
 
 
-def _float_modules(model: nn.Module) -> list[tuple[str, str]]:
-    """List the modules whose weights no quantizer can reach: convolutions of other ranks, embeddings, attention."""
-    known = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+def _float_modules(model: nn.Module, layers: Container[str]) -> list[tuple[str, str]]:
+    """List the modules whose weights no quantizer can reach.
+
+    Those are convolutions of other ranks, embeddings, attention with its inner layers, and what is never called.
+    """
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
     return [
-        (name, type(module).__name__)
+        (name or "model", type(module).__name__)
         for name, module in model.named_modules()
-        if name and any(True for _ in module.parameters(recurse=False)) and not isinstance(module, known)
+        if any(True for _ in module.parameters(recurse=False))
+        and name not in layers
+        and not isinstance(module, norms)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+from qexp.arguments import typed
 from qexp.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ class Reader:
         self.node: Mapping[str, Any] = node if isinstance(node, Mapping) else {}
         self.ok = isinstance(node, Mapping)
         if not self.ok:
-            errors.append(f"{path}={node!r}: it has to be a group of keys.")
+            errors.append(f"{path}={typed(node)}: it has to be a group of keys.")
         for key in self.node:
             if known is not None and key not in known:
                 names_here = [self.name(name) for name in known]
@@ -47,12 +48,13 @@ class Reader:
         except ConfigError as error:
             self.errors.append(str(error))
         except (TypeError, ValueError):
-            self.errors.append(f"{self.name(key)}={self.node[key]}: {rule}.")
+            self.errors.append(f"{self.name(key)}={typed(self.node[key])}: {rule}.")
         return default
 
-    def integer(self, key: str, least: int) -> int:
-        """Return a whole number that is at least `least`."""
-        return self.get(key, least, lambda value: whole(value, least), f"a whole number, at least {least}")
+    def integer(self, key: str, least: int, most: int | None = None) -> int:
+        """Return a whole number from `least` to `most` (None: without end)."""
+        rule = f"a whole number, at least {least}" + ("" if most is None else f", at most {most}")
+        return self.get(key, least, lambda value: whole(value, least, most), rule)
 
     def optional_integer(self, key: str, least: int) -> int | None:
         """Return a whole number that is at least `least`, or None."""
@@ -84,9 +86,11 @@ class Reader:
         return self.get(key, {}, with_target, "a group of keys with a _target_")
 
 
-def whole(value: Any, least: int) -> int:
-    """Return `value` as an int of at least `least`, or raise ValueError (a bool is no number)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
+def whole(value: Any, least: int, most: int | None = None) -> int:
+    """Return `value` as an int from `least` to `most`, or raise ValueError (a bool is no number)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        raise ValueError(value)
+    if value != int(value) or (most is not None and value > most):
         raise ValueError(value)
     return int(value)
 
@@ -122,4 +126,4 @@ def with_target(value: Any) -> dict[str, Any]:
 
 def names(options: Collection[object]) -> str:
     """Return options as one types them: `auto, true, false`."""
-    return ", ".join(str(option).lower() if isinstance(option, bool) else str(option) for option in options)
+    return ", ".join(map(typed, options))

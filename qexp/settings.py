@@ -66,9 +66,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Explain:
-    """How `qexp explain` prints: `text` or `json`."""
+    """What `qexp explain` shows: the run in folder `run` (None: the network composed here), as text or JSON."""
 
     format: Literal["text", "json"] = "text"
+    run: str | None = None
 
 
 @dataclass(frozen=True)

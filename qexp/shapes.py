@@ -35,7 +35,9 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
     Raises:
         ConfigError: the network cannot take inputs of that shape.
     """
-    recorder = _Recorder(copy.deepcopy(graph).to("meta"))
+    tensors = (*graph.parameters(), *graph.buffers())
+    without_data: dict[int, Any] = {id(tensor): _to_meta(tensor) for tensor in tensors}
+    recorder = _Recorder(copy.deepcopy(graph, without_data))
     try:
         # Two samples: batch normalization in training mode refuses one value per channel.
         recorder.run(torch.empty(2, *input_shape, device="meta"))
@@ -48,6 +50,6 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
     return recorder.shapes
 
 
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of elements of `module`'s own parameters, those of quantizers left out."""
-    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+def _to_meta(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

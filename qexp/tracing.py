@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,26 +50,46 @@ _NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Softmax)
 _NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.softmax}
 
 
+_SITE = "relu_site"
+"""Key of a ReLU call's name in the meta data of its node."""
+
+
 class _Tracer(fx.Tracer):
+    stopped_in = ""  # the innermost module whose forward pass failed
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         quantized = isinstance(m, (Quantizer, QuantConv2d, QuantLinear))
         return quantized or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.stopped_in = self.stopped_in or self.path_of_module(m)
+            raise
 
 
 def trace(model: nn.Module) -> tuple[fx.GraphModule, ...]:
     """Return the graphs of `model`: one, or two (training, evaluation) where the modes differ.
 
-    The graphs share the model's modules. The model's own mode is left as it was.
+    The graphs share the model's modules. The mode of each module is left as it was.
 
     Raises:
         ConfigError: the forward pass depends on data; the text names the module where tracing stopped.
     """
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         training, evaluation = (_trace_once(model.train(mode)) for mode in (True, False))
     finally:
-        model.train(was_training)
-    return (evaluation,) if training.code == evaluation.code else (training, evaluation)
+        for module, mode in modes.items():
+            module.training = mode
+    graphs = (evaluation,) if training.code == evaluation.code else (training, evaluation)
+    for module in (module for graph in graphs for module in graph.modules()):
+        module.training = modes.get(module, model.training)
+    _name_relus(graphs)
+    return graphs
 
 
 def _trace_once(model: nn.Module) -> fx.GraphModule:
@@ -77,7 +97,7 @@ def _trace_once(model: nn.Module) -> fx.GraphModule:
     try:
         graph = tracer.trace(model)
     except Exception as error:  # fx lets through whatever the model's own code raises on a symbolic value
-        where = tracer.scope.module_path or type(model).__name__
+        where = tracer.stopped_in or type(model).__name__
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{type(model).__name__} cannot be traced: '{where}' does not run on symbolic values ({reason}). "
@@ -110,29 +130,57 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def relu_sites(graph: fx.GraphModule) -> dict[str, fx.Node]:
-    """Return every ReLU call by a name of its own, in forward order.
+    """Return every ReLU call of a graph made by `trace` by a name of its own, in forward order.
 
     A module keeps its name for its first call and gets `_1`, `_2` ... for the later ones; a functional call is
-    named `relu` inside the module that makes it.
+    named `relu` inside the module that makes it. A call that training and evaluation share has one name.
     """
-    taken = {name for name, _ in graph.named_modules()}
-    seen: Counter[str] = Counter()
-    sites: dict[str, fx.Node] = {}
+    return {node.meta[_SITE]: node for node in graph.graph.nodes if is_relu(graph, node)}
+
+
+def _name_relus(graphs: Sequence[fx.GraphModule]) -> None:
+    taken = {name for graph in graphs for name, _ in graph.named_modules()}
+    given: dict[str, int] = {}  # name -> what the call computes
+    for graph in reversed(graphs):  # evaluation first: its names have no gaps
+        earlier = dict(given)
+        for node, signature in _signatures(graph).items():
+            if is_relu(graph, node):
+                same = [name for name, known in earlier.items() if known == signature]
+                name = same[0] if same else _free_name(node, taken, given)
+                earlier.pop(name, None)
+                given[name] = signature
+                node.meta[_SITE] = name
+
+
+def _free_name(node: fx.Node, taken: set[str], given: dict[str, int]) -> str:
+    own = str(node.target) if node.op == "call_module" else _inside(node, "relu")
+    if own not in given and (node.op == "call_module" or own not in taken):
+        return own
+    numbered = (f"{own}_{number}" for number in itertools.count(1))
+    return next(name for name in numbered if name not in taken and name not in given)
+
+
+def _signatures(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """Return what each node computes, as a hash of its operation and its inputs'; constants do not count.
+
+    Training and evaluation differ in constants (`training=True`) and in extra branches, so this finds again in
+    one graph a call of the other.
+    """
+    found: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
-        if not is_relu(graph, node):
-            continue
-        name = str(node.target) if node.op == "call_module" else _inside(node, "relu")
-        first = node.op == "call_module" or name not in taken
-        number = seen[name] if first else seen[name] + 1
-        seen[name] += 1
-        sites[f"{name}_{number}" if number else name] = node
-    return sites
+        found[node] = hash((node.op, node.target, *(found[before] for before in node.all_input_nodes)))
+    return found
 
 
 def _inside(node: fx.Node, name: str) -> str:
-    stack = list(node.meta.get("nn_module_stack") or {})
-    path = stack[-1] if stack else ""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
     return f"{path}.{name}" if path else name
+
+
+def input_node(node: fx.Node) -> fx.Node:
+    """Return the node whose values a call of a layer or ReLU reads, passed by place or by name."""
+    return node.all_input_nodes[0]
 
 
 def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -135,7 +135,7 @@ def test_a_failed_job_does_not_end_the_others(started: list[Config], capsys: pyt
     printed = capsys.readouterr()
     assert "brings bad luck" in printed.out
     assert "RuntimeError: a bug" in printed.out
-    assert printed.out.count("failed") == 2
+    assert "3 jobs: 2 failed, 1 done" in printed.out
 
 
 def test_a_job_that_cannot_be_composed_fails_alone(
@@ -159,7 +159,7 @@ def test_exit_codes_of_a_single_run(started: list[Config], capsys: pytest.Captur
 def test_a_signal_ends_the_sweep(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     assert hydra_app.main("train", ["-m", "seed=0,15,1,2"]) == 143
     assert [config.seed for config in started] == [0, 15]
-    assert capsys.readouterr().out.count("missing") == 2
+    assert "4 jobs: 1 done, 1 interrupted, 2 missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_encoded_overrides_are_shown_as_typed(override: str) -> None:
 
 
 def test_eval_and_explain_compose_the_same_tree() -> None:
-    assert compose("bits=2", command="explain")["explain"] == {"format": "text"}
+    assert compose("bits=2", command="explain")["explain"] == {"run": None, "format": "text"}
     assert compose("bits=2", command="eval")["eval"] == {"run": None, "split": "test"}
 
 
@@ -240,6 +240,6 @@ def test_a_sweep_in_parallel_processes(tmp_path: Path, mine: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("start ") >= 4
-    assert done.stdout.count("failed") == 2
+    assert "2 failed" in done.stdout
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]

@@ -131,7 +131,9 @@ def _print(report: dict[str, Any]) -> None:
     if any(site["quantizer"] != "ReLU" for site in report["activations"]):
         console.print(_site_table(report))
     for module in report["float_modules"]:
-        console.print(f"stays float: {module['name']} ({module['kind']} has no quantized form)")
+        console.print(
+            f"stays float: {module['name']} ({module['kind']}: no quantized form, or no call of its own)"
+        )
     totals = report["totals"]
     console.print(
         f"{len(report['layers'])} layers, {report['alphas']} learned clip levels or steps "

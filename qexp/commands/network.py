@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.models.weights import load_weights
-from qexp.plan import Factory, LayerRule, Method, Scheme, Widths, make_plan
+from qexp.plan import make_plan
 from qexp.quantizers.base import Quantizer
+from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
 
 
 def build_float(config: Config, source: DataSource) -> nn.Module:
@@ -59,15 +61,24 @@ def _method(name: str, node: Mapping[str, Any]) -> Method:
 
 
 def _factory(node: Mapping[str, Any] | None) -> Factory | None:
-    """Return a maker of quantizers: what a site adds overrides what the file says (a rule's `scope`)."""
-    if node is None:
-        return None
+    return None if node is None else _Maker(dict(node))
 
-    def make(**extra: object) -> Quantizer:
-        quantizer: Quantizer = build({**node, **extra})
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes quantizers of a node; equal nodes make equal makers, so layers can agree on a method.
+
+    What a site adds overrides what the file says (a rule's `scope`).
+    """
+
+    node: dict[str, Any]
+
+    def __call__(self, **extra: object) -> Quantizer:
+        quantizer: Quantizer = build({**self.node, **extra})
         return quantizer
 
-    return make
+    def __hash__(self) -> int:
+        return hash(repr(sorted(self.node.items())))
 
 
 def _rule(setting: LayerSetting) -> LayerRule:

@@ -54,10 +54,10 @@ def plan(config: Config) -> Planned:
     """
     source = build(config.dataset)
     digests = {"data": source.digest()}
-    weights = config.model.get("weights")
-    if weights:
-        path = Path(weights)
-        digests["weights"] = file_digest(path / "last.ckpt" if path.is_dir() else path)
+    if config.model.get("weights") is not None:
+        from qexp.models.weights import checkpoint_file
+
+        digests["weights"] = file_digest(checkpoint_file(str(config.model["weights"])))
     compiled = _compiled(config, source)
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=compiled))
     content = identity(config, digests, compiled=compiled)
@@ -119,7 +119,8 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     result = planned.run.read_result()
     if result is not None:
         accuracy = result.get(PRIMARY_METRIC)
-        print(f"done already: {planned.run.path}  test accuracy {accuracy}")
+        shown = f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else "not known"
+        print(f"done already: {planned.run.path}  test accuracy {shown}")
         return planned.record("skipped", result)
     if distributed.wants_launch(config):
         _launch(planned)
@@ -164,10 +165,13 @@ def _launch(planned: Planned) -> None:
 def _network(planned: Planned) -> Any:
     """Build the network before the folder exists: a mistake in it leaves nothing behind."""
     from qexp.commands.network import build_network
+    from qexp.lit.fit import check
     from qexp.lit.start import seed_everything
 
     seed_everything(planned.config.seed)
-    return build_network(planned.config, planned.source)
+    network = build_network(planned.config, planned.source)
+    check(network, planned.config, planned.run)
+    return network
 
 
 def _train(planned: Planned, network: Any) -> dict[str, Any]:

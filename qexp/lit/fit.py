@@ -17,6 +17,7 @@ from qexp.lit import compiling, world
 from qexp.lit.alphas import AlphaLog
 from qexp.lit.checkpoint import KEY, CheckpointWriter, check_fits, read_checkpoint
 from qexp.lit.evaluate import device_of, measure
+from qexp.lit.optimizers import parameter_groups
 from qexp.lit.position import EpochBatches
 from qexp.lit.progress import ProgressLines
 from qexp.lit.record import Recorder, Source
@@ -70,6 +71,17 @@ def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirector
     return {**run.metrics.last(), "train_seconds": writer.train_seconds, "compiled": float(compiled)}
 
 
+def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
+    """Build what `fit` will build, and drop it: a mistake in it shows before the run's folder exists.
+
+    Raises:
+        ConfigError: a setting of the task, the optimizer, the schedule or a logger.
+    """
+    _module(network, config, total_steps=1)
+    build(config.optimizer, groups=parameter_groups(network))
+    make_loggers(config, run, -1)
+
+
 def _writer(config: Config, run: RunDirectory, request: StopRequest, compiled: bool) -> CheckpointWriter:
     settings = config.trainer
     return CheckpointWriter(
@@ -108,6 +120,16 @@ def _compiled(
 
 
 def _task(network: nn.Module, config: Config, total_steps: int, compiled: bool) -> Classification:
+    module = _module(network, config, total_steps)
+    if config.trainer.channels_last:
+        module.memory_format = torch.channels_last
+        network.to(memory_format=torch.channels_last)
+    if compiled:
+        module.step = compiling.compile_step(module.step)
+    return module
+
+
+def _module(network: nn.Module, config: Config, total_steps: int) -> Classification:
     module: Classification = build(
         config.task,
         network=network,
@@ -116,11 +138,6 @@ def _task(network: nn.Module, config: Config, total_steps: int, compiled: bool) 
         total_steps=total_steps,
         lambda_alpha=config.lambda_alpha,
     )
-    if config.trainer.channels_last:
-        module.memory_format = torch.channels_last
-        network.to(memory_format=torch.channels_last)
-    if compiled:
-        module.step = compiling.compile_step(module.step)
     return module
 
 

@@ -79,6 +79,8 @@ def sgd(
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum; `weight_decay` is added to the gradient (coupled)."""
     settings = _settings(groups, lr, weight_decay, decay)
+    _refuse(not 0.0 <= momentum < 1.0, f"optimizer.momentum={momentum}: 0 or more, and below 1.")
+    _refuse(nesterov and momentum == 0.0, "optimizer.nesterov=true: it needs optimizer.momentum above 0.")
     return torch.optim.SGD(settings, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
@@ -93,14 +95,16 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015); `weight_decay` is the coupled L2 penalty, not AdamW's."""
     settings = _settings(groups, lr, weight_decay, decay)
+    wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
+    _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
+    _refuse(eps < 0.0, f"optimizer.eps={eps}: 0 or more.")
     return torch.optim.Adam(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps)
 
 
 def _settings(groups: Sequence[Group], lr: float, weight_decay: float, decay: Decay) -> list[dict[str, Any]]:
-    if decay not in ("weights", "all"):
-        raise ConfigError(f"optimizer.decay={decay}: choose weights or all.")
-    if not lr > 0.0:
-        raise ConfigError(f"optimizer.lr={lr}: a learning rate is above zero.")
+    _refuse(decay not in ("weights", "all"), f"optimizer.decay={decay}: choose weights or all.")
+    _refuse(not lr > 0.0, f"optimizer.lr={lr}: a learning rate is above zero.")
+    _refuse(not weight_decay >= 0.0, f"optimizer.weight_decay={weight_decay}: 0 for none, or above.")
     shared = {"weights": weight_decay, "others": weight_decay if decay == "all" else 0.0, "quantizers": 0.0}
     return [
         {
@@ -111,3 +115,8 @@ def _settings(groups: Sequence[Group], lr: float, weight_decay: float, decay: De
         }
         for group in groups
     ]
+
+
+def _refuse(wrong: bool, text: str) -> None:
+    if wrong:
+        raise ConfigError(text)

@@ -49,6 +49,7 @@ def multistep(
         raise ConfigError(
             f"schedule.milestones={list(milestones)}: they must rise and lie between 0 and schedule.of={of}."
         )
+    _refuse_negative("factor", factor)
     return _with_warmup(lambda progress: factor ** bisect_right(shares, progress), warmup_epochs, epochs)
 
 
@@ -71,6 +72,7 @@ def cosine(*, final: float = 0.0, warmup_epochs: float = 0.0, epochs: int = 1) -
     >>> [round(cosine()(progress), 3) for progress in (0.0, 0.5, 1.0)]
     [1.0, 0.5, 0.0]
     """
+    _refuse_negative("final", final)
     return _with_warmup(lambda progress: _anneal(1.0, final, progress), warmup_epochs, epochs)
 
 
@@ -84,6 +86,8 @@ def onecycle(*, rise: float = 0.3, start: float = 0.04, final: float = 1e-4, epo
     """
     if not 0.0 < rise < 1.0:
         raise ConfigError(f"schedule.rise={rise}: it must lie between 0 and 1.")
+    _refuse_negative("start", start)
+    _refuse_negative("final", final)
 
     def factor(progress: float) -> float:
         if progress < rise:
@@ -106,3 +110,8 @@ def _with_warmup(schedule: Schedule, warmup_epochs: float, epochs: int) -> Sched
     if share == 0.0:
         return schedule
     return lambda progress: min(progress / share, 1.0) * schedule(progress)
+
+
+def _refuse_negative(key: str, value: float) -> None:
+    if value < 0.0:
+        raise ConfigError(f"schedule.{key}={value}: a factor on the learning rate is 0 or more.")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from qexp.errors import TrainingError
+from qexp.errors import ConfigError, TrainingError
 from qexp.lit import world
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
@@ -74,6 +74,9 @@ class Classification(pl.LightningModule):
         total_steps: of the whole run; the schedule's end.
         lambda_alpha: weight of the penalty on alphas.
         label_smoothing: share of each label spread over all classes.
+
+    Raises:
+        ConfigError: `label_smoothing` is no share.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Classification(pl.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ConfigError(f"task.label_smoothing={label_smoothing}: a share, 0 or more, and below 1.")
         self.network = network
         self.make_optimizer = optimizer
         self.schedule = schedule

@@ -28,11 +28,12 @@ def clip(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
     # compiler stores such masks slowly. The value comes from a plain clip, because a - (a - x) is not exactly x.
     if signed:
         value = torch.maximum(torch.minimum(x, level), -level)
-        inner = F.relu(x + level) - level
+        finite = x.clamp(min=torch.finfo(x.dtype).min, max=torch.finfo(x.dtype).max)
+        gradient = F.relu(finite + level) - F.relu(level - finite) - finite
     else:
         value = torch.minimum(x.clamp(min=0), level)
-        inner = x.clamp(min=0)
-    gradient = level - F.relu(level - inner)
+        # Not clamp: its gradient at exactly 0 is 1 or 0, by torch's version.
+        gradient = level - F.relu(level - torch.where(x < 0, 0.0, x))
     return value.detach() + (gradient - gradient.detach())
 
 
@@ -95,7 +96,7 @@ class _EagerClipRound(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         above, inside = ctx.saved_tensors
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_level = None

@@ -200,6 +200,6 @@ def clip_steps(bits: int, site: Site) -> int | None:
     if bits == 1:
         raise ConfigError(
             f"{site.name}: 1 bit leaves no level beside zero for an input that can be negative; "
-            f"set layers.'{site.name}'.bits=2 or more."
+            f"set layers.'{site.name.removesuffix('.input')}'.bits=2 or more."
         )
     return 2 ** (bits - 1) - 1

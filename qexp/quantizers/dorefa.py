@@ -1,7 +1,7 @@
 """DoReFa: weights squashed by tanh into [-1, 1], activations clipped to [0, 1], both on a uniform grid.
 
-Zhou et al. 2016, "DoReFa-Net", arXiv 1606.06160, equations 5 to 11 (numbers from memory of the paper; the
-formulas are those of the authors' published code).
+Zhou et al. 2016, "DoReFa-Net", arXiv 1606.06160; the formulas are those of the authors' published code, so no
+equation numbers are given.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ def dorefa_weight(weight: Tensor, bits: int, rounding: Rounding = ste) -> Tensor
     if bits == 32:
         return weight
     if bits == 1:
-        signs = torch.where(weight < 0, -1.0, 1.0) * weight.detach().abs().mean()
-        return signs + (weight - weight.detach())  # adds an exact zero that carries the gradient
+        signs = torch.where(weight < 0, -1.0, 1.0) * weight.detach().float().abs().mean()
+        return signs.to(weight.dtype) + (weight - weight.detach())  # adds an exact zero that carries the gradient
     steps = 2**bits - 1
     # (2r - n) / n instead of 2 (r / n) - 1: one rounding of the float instead of two, and odd integers at once.
-    return (2 * rounding(_unit(weight) * steps) - steps) / steps
+    return ((2 * rounding(_unit(weight) * steps) - steps) / steps).to(weight.dtype)
 
 
 def _unit(weight: Tensor) -> Tensor:
-    """Map weights to [0, 1] by tanh and the largest magnitude; all-zero weights go to 1/2."""
+    """Map weights to [0, 1] by tanh and the largest magnitude; all-zero weights go to 1/2, with gradient 1/2."""
     squashed = torch.tanh(weight.float())
-    largest = squashed.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    largest = squashed.abs().amax()
+    largest = torch.where(largest < torch.finfo(torch.float32).tiny, 1.0, largest)
     return squashed / (2 * largest) + 0.5
 
 
@@ -57,7 +58,7 @@ class DoReFaWeight(Quantizer):
         steps = self.require_steps(None if self.bits == 32 else 2**self.bits - 1)
         x = x.detach()
         if self.bits == 1:
-            scale = x.abs().mean()
+            scale = x.float().abs().mean()
             return Codes((x >= 0).int(), torch.stack([-scale, scale]))
         odd = torch.arange(-steps, steps + 1, 2, dtype=torch.float32, device=x.device)
         return Codes(torch.round(_unit(x) * steps).int(), odd / steps)

@@ -34,9 +34,7 @@ class ImageGrid(Quantizer):
         highest: tuple[float, ...],
     ) -> None:
         super().__init__(bits, site, rounding)
-        shape = (-1, *([1] * (len(site.shape) - 1)))
-        low = torch.tensor(lowest, dtype=torch.float32).reshape(shape)
-        high = torch.tensor(highest, dtype=torch.float32).reshape(shape)
+        low, high = (_per_value(levels, site.shape) for levels in (lowest, highest))
         self.register_buffer("lowest", low, persistent=False)
         self.register_buffer("step", (high - low) / (2 ** min(bits, 8) - 1), persistent=False)
 
@@ -53,3 +51,11 @@ class ImageGrid(Quantizer):
 
     def _integers(self, x: Tensor) -> Tensor:
         return self.rounding((x.float() - self.lowest) / self.step).clamp(0, 2**self.bits - 1)
+
+
+def _per_value(levels: tuple[float, ...], shape: tuple[int, ...]) -> Tensor:
+    """Return values that broadcast against (N, *shape), from one a channel; (C * H * W,) is a flattened image."""
+    values = torch.tensor(levels, dtype=torch.float32)
+    if len(shape) == 1:
+        return values.repeat_interleave(shape[0] // len(levels))
+    return values.reshape(-1, *([1] * (len(shape) - 1)))

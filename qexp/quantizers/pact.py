@@ -6,6 +6,7 @@ equations 1 to 3. The signed form (layer inputs that can be negative) and the sc
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +29,7 @@ def pact(x: Tensor, alpha: Tensor, bits: int, rounding: Rounding = ste) -> Tenso
     >>> y.tolist()
     [0.0, 0.0, 2.0, 3.0]
     >>> y.sum().backward()
-    ... alpha.grad.item()
+    >>> alpha.grad.item()
     1.0
     """
     return clip_round(x, alpha, None if bits == 32 else 2**bits - 1, rounding)
@@ -58,8 +59,10 @@ class PACT(Quantizer):
         scope: Literal["layer", "channel", "element", "network"] = "layer",
     ) -> None:
         super().__init__(bits, site, rounding)
-        if not alpha > 0:
-            raise ConfigError(f"alpha={alpha} does not fit: the clip level starts above 0 (the paper's 10).")
+        if isinstance(alpha, (bool, str)) or not 0 < alpha < math.inf:
+            raise ConfigError(
+                f"alpha={alpha} does not fit: the clip level starts at a number above 0 (the paper's 10)."
+            )
         self.steps = clip_steps(bits, site)
         self.scope = scope
         self.alpha = nn.Parameter(torch.full(scope_shape(scope, site), float(alpha)))

@@ -1,0 +1,228 @@
+"""`qexp bench`: how fast training, its data, its memory and start-up are here, each beside its limit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from qexp.benchmarks import programs
+from qexp.benchmarks.measure import Measure
+from qexp.benchmarks.record import TRAINING, as_record, table, text
+from qexp.bits import parse_bits
+from qexp.config import Config, parse
+from qexp.errors import ConfigError
+from qexp.report.tables import render
+from qexp.runs import atomic_write
+
+if TYPE_CHECKING:
+    from qexp.benchmarks.training import Contest
+    from qexp.data.base import DataSource
+
+FORMS = ("terminal", "markdown", "json")
+PRECISIONS = ("float32", "bfloat16")
+TOPICS = {
+    "step": "a quantized training step / the float one: compiled (limit 1.10), eager float32 (1.6)",
+    "data": "making a training batch / the step that takes it (3%)",
+    "memory": "bytes kept for the backward pass, quantized / float (1.35); the peak on a GPU too",
+    "startup": "qexp --help (0.3 s), and that it does not import torch",
+    "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",
+    "digits": "the default run on the digits (60 s) and its accuracy (0.97)",
+}
+LONG = ("sweep", "digits")
+
+_EXAMPLES = """\
+examples:
+  qexp bench                                    step, data, memory and startup: some minutes, most of it compiling
+  qexp bench all                                everything
+  qexp bench step --quantizer dorefa --bits 2 --precision bfloat16
+  qexp bench memory --model resnet18 --batch-size 32
+  qexp bench --json bench.json --check          for a program: the numbers, and exit code 1 beyond a limit
+
+The images are random, so no data set is needed. Nothing is kept: runs are made in a temporary folder. Ratios come
+from one process in which both sides take turns; the value is the median of the rounds.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    topics = "\n".join(f"  {name:9}{text}" for name, text in TOPICS.items())
+    options = argparse.ArgumentParser(
+        prog="qexp bench",
+        description="Measure how fast training, its data, its memory and start-up are here, beside limits.\n\n"
+        f"topics:\n{topics}",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument(
+        "topics", nargs="*", metavar="TOPIC", help="what to measure, or all (all but sweep and digits)"
+    )
+    options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
+    options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")
+    options.add_argument("--bits", default="4", help="4, w4a8 ... (4)")
+    options.add_argument("--quantizer", default="pact", metavar="NAMES", help="one or more, with commas (pact)")
+    options.add_argument(
+        "--precision", default=",".join(PRECISIONS), metavar="NAMES", help="float32, bfloat16, or both (both)"
+    )
+    options.add_argument("--rounds", type=_whole, default=15, metavar="N", help="times each side is timed (15)")
+    options.add_argument("--threads", type=_whole, metavar="N", help="of the CPU (as torch decides)")
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto)")
+    options.add_argument("--format", choices=FORMS, default="terminal", help="of what is printed (terminal)")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
+    options.add_argument("--check", action="store_true", help="exit code 1 when a limit is not held")
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print the table, and return 0 (with --check: 1 when a limit is not held).
+
+    Raises:
+        QexpError: an unknown topic, model or method, a device that is not there, a program that failed.
+    """
+    arguments = parser().parse_args(list(argv))
+    check(arguments)
+    measures = []
+    for one in measure(arguments, _say):
+        _say(text(one))  # they come minutes apart
+        measures.append(one)
+    report = as_record(settings(arguments), measures)
+    if arguments.format == "json":
+        print(json.dumps(report, indent=1))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(render(table(report, measures), arguments.format, width), end="")
+    if arguments.json is not None:
+        _write(arguments.json, json.dumps(report, indent=1) + "\n")
+    return int(arguments.check and any(one.held is False for one in measures))
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Bring the topics and lists into order, in place.
+
+    Raises:
+        ConfigError: a topic, precision or width that there is none of, or a file that cannot be written.
+    """
+    wanted = arguments.topics or [name for name in TOPICS if name not in LONG]
+    arguments.topics = [name for name in TOPICS if name in wanted or "all" in wanted]
+    arguments.quantizer = _names(arguments.quantizer)
+    arguments.precision = _names(arguments.precision)
+    lists = {"topic": wanted, "--precision": arguments.precision, "--quantizer": arguments.quantizer}
+    known = {"topic": (*TOPICS, "all"), "--precision": PRECISIONS}
+    for key, given in lists.items():
+        if not given:
+            raise ConfigError(f"{key}: name at least one.")
+        for name in given:
+            if key in known and name not in known[key]:  # qexp train says which quantizers there are
+                raise ConfigError(f"{key} {name}: choose from {', '.join(known[key])}.")
+    parse_bits(arguments.bits, "--bits")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json {arguments.json}: there is no folder {arguments.json.parent}.")
+
+
+def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Measure]:
+    """Yield the measures of the topics asked for, in the order of `TOPICS`; `say` hears what begins."""
+    training = [name for name in arguments.topics if name in TRAINING]
+    if training:
+        yield from _training(arguments, training, say)
+    if "startup" in arguments.topics:
+        say("startup: qexp --help ...")
+        yield from programs.startup(arguments.rounds)
+    if "sweep" in arguments.topics:
+        say("sweep: making 20 runs, then typing the command again ...")
+        yield from programs.sweep(arguments.threads)
+    if "digits" in arguments.topics:
+        say("digits: the default run ...")
+        yield from programs.digits(arguments.threads)
+
+
+def _training(arguments: argparse.Namespace, topics: list[str], say: Callable[[str], None]) -> Iterator[Measure]:
+    import torch
+
+    from qexp.benchmarks import training
+    from qexp.lit.trainer import silence
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    found = list(contests(arguments, say))
+    work = {"step": training.step, "data": training.data, "memory": training.memory}
+    for topic in topics:
+        for contest in found:
+            with silence():
+                measures = work[topic](contest)
+            yield from measures
+
+
+def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Contest]:
+    """Yield each quantizer in each precision, against the float network of the same recipe."""
+    from qexp.benchmarks.training import Contest
+    from qexp.build import build
+    from qexp.commands.network import build_network
+
+    weight, activation = parse_bits(arguments.bits, "--bits")
+    shared = [f"model={arguments.model}", f"batch_size={arguments.batch_size}", f"bits={arguments.bits}"]
+    shared += [f"trainer.device={arguments.device}", "experiment.name=bench"]
+    float_config = composed(*shared, "quantizer=none")
+    source: DataSource = build(float_config.dataset)
+    for name in arguments.quantizer:
+        config = composed(*shared, f"quantizer={name}")
+        for precision in arguments.precision:
+            yield Contest(
+                f"{name} W{weight}A{activation}",
+                config,
+                float_config,
+                source,
+                build_network,
+                precision,
+                arguments.rounds,
+                say,
+            )
+
+
+def composed(*overrides: str) -> Config:
+    """Return the configuration that `qexp train` makes of `overrides`.
+
+    Only a Hydra command composes; `--cfg job` prints what it would run with, in a process of its own.
+
+    Raises:
+        ConfigError: what `qexp train` says of a wrong word.
+    """
+    command = [sys.executable, "-m", "qexp", "train", "--cfg", "job", "--resolve", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ConfigError(done.stderr.strip().removeprefix("qexp train: "))
+    return parse(yaml.safe_load(done.stdout))
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for, without where to write it."""
+    keys = ("topics", "model", "batch_size", "bits", "quantizer", "precision", "rounds", "threads", "device")
+    return {key: getattr(arguments, key) for key in keys}
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _whole(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return number
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        atomic_write(path, content)
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,106 @@
+"""From a command line to the network: what the configuration says is what stands in the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.build import build
+from qexp.commands.network import build_network, scheme
+from qexp.errors import ConfigError
+from qexp.models.mlp import MLP
+from qexp.quantizers.base import named_quantizers
+from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight
+from qexp.quantizers.image import ImageGrid
+from qexp.quantizers.pact import PACT
+
+from ..composing import configured
+
+
+def network(*overrides: str) -> nn.Module:
+    config = configured(*overrides)
+    return build_network(config, build(config.dataset))
+
+
+def quantizers(*overrides: str) -> dict[tuple[str, type], Any]:
+    return {(name, type(found)): found for name, found in named_quantizers(network(*overrides))}
+
+
+def test_the_default_command() -> None:
+    found = quantizers("quantizer=pact", "bits=4")
+    assert [(name, kind, quantizer.bits) for (name, kind), quantizer in found.items()] == [
+        ("act1", PACT, 4), ("fc2", DoReFaWeight, 4), ("act2", PACT, 4), ("fc3", DoReFaWeight, 4),
+        ("act3", PACT, 32),
+    ]  # fmt: skip
+    assert found["act1", PACT].alpha.item() == 10.0
+
+
+def test_none_is_the_float_model_itself() -> None:
+    assert type(network("quantizer=none", "bits=2")) is MLP
+
+
+def test_alpha_and_scope_reach_the_quantizer() -> None:
+    found = quantizers("quantizer.activation.alpha=3", "quantizer.activation.scope=channel")
+    assert found["act2", PACT].alpha.shape == (512,)
+    assert torch.all(found["act2", PACT].alpha == 3)
+
+
+def test_weights_and_activations_apart_and_both_ends() -> None:
+    found = quantizers("bits=w2a3", "first_last=8", "bits.last=w5a6")
+    widths = {name: quantizer.bits for (name, kind), quantizer in found.items() if kind is not PACT}
+    assert widths == {"fc1.input": 8, "fc1": 8, "fc2": 2, "fc3": 2, "fc": 5}
+    assert [quantizer.bits for (_, kind), quantizer in found.items() if kind is PACT] == [3, 3, 6]
+    assert ("fc1.input", ImageGrid) in found
+    same = quantizers("bits=2", "first_last=same")
+    assert {quantizer.bits for quantizer in same.values()} == {2}
+
+
+def test_a_layer_of_its_own() -> None:
+    found = quantizers("bits=4", "layers.fc2.quantizer=dorefa", "layers.fc2.bits=w3a2")
+    assert found["act1", DoReFaActivation].bits == 2 and found["fc2", DoReFaWeight].bits == 3
+    with pytest.raises(ConfigError, match=r"layers\.'fc22' matches no layer"):
+        network("layers.fc22.bits=2")
+    with pytest.raises(ConfigError, match="takes no 'scope'"):
+        network("quantizer=dorefa", "layers.fc2.scope=channel")
+
+
+def test_equal_methods_of_two_patterns_are_one_method() -> None:
+    config = configured("quantizer=none", "layers.fc1.quantizer=pact", "layers.fc2.quantizer=pact")
+    first, second = scheme(config, build(config.dataset)).rules
+    assert first.method == second.method
+    assert hash(first.method) == hash(second.method)
+    other = configured("quantizer=none", "layers.fc1.quantizer=pact", "layers.fc2.quantizer=dorefa")
+    first, second = scheme(other, build(other.dataset)).rules
+    assert first.method != second.method
+
+
+def test_a_method_for_one_layer_of_a_float_network() -> None:
+    found = quantizers("quantizer=none", "layers.fc3.quantizer=pact", "layers.fc3.bits=2")
+    assert {(name, kind, quantizer.bits) for (name, kind), quantizer in found.items()} == {
+        ("act2", PACT, 2), ("fc3", DoReFaWeight, 2)
+    }  # fmt: skip
+
+
+def test_the_seed_decides_the_start_and_the_method_does_not() -> None:
+    one, other = network("seed=1", "quantizer=pact").state_dict(), network("seed=1", "quantizer=none").state_dict()
+    assert all(torch.equal(one[name], value) for name, value in other.items())
+    assert not torch.equal(network("seed=2").state_dict()["fc1.weight"], one["fc1.weight"])
+
+
+def test_weights_of_a_file_are_in_the_quantized_network(tmp_path: Path) -> None:
+    start = network("quantizer=none", "seed=5")
+    torch.save(start.state_dict(), tmp_path / "float.pth")
+    loaded = network(f"model.weights={tmp_path / 'float.pth'}").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in start.state_dict().items())
+
+
+def test_one_bit_activations_learn_nothing_wrong() -> None:
+    model = network("bits=1")
+    images = torch.randn(8, 1, 8, 8)
+    model(images).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model(images).isfinite().all()

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import ConfigError
+from qexp.models.mlp import MLP
+from qexp.models.resnet_cifar import PreactivationResNet
+from qexp.plan import Plan
+from qexp.quantizers.image import ImageGrid
+from qexp.quantizers.pact import PACT
+from qexp.scheme import LayerRule, Scheme, Widths
+
+from .conversions import DOREFA, INPUTS, NONE, RANGE, Small, TwoGraphs, plan_of, rule, scheme, shapes_only
+
+
+def weight_bits(plan: Plan) -> dict[str, int]:
+    return {layer.name: layer.weight_bits for layer in plan.layers}
+
+
+def site_bits(plan: Plan) -> dict[str, int]:
+    return {site.name: site.bits for site in plan.sites}
+
+
+def input_bits(plan: Plan) -> dict[str, int]:
+    return {layer.name: layer.activation_bits for layer in plan.layers}
+
+
+def small(how: Scheme | None = None, *rules: LayerRule, ends: tuple[int, int] = (4, 4)) -> Plan:
+    return plan_of(Small(), how or scheme(ends=ends, rules=rules))
+
+
+def resnet18(**changes: object) -> Plan:
+    return plan_of(shapes_only("resnet18", 64), scheme(**changes), (3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "layers", "alphas"),
+    [("resnet18", 64, 21, 17), ("resnet50", 64, 54, 49), ("alexnet", 224, 8, 7)],
+)
+def test_every_relu_call_becomes_an_alpha(name: str, side: int, layers: int, alphas: int) -> None:
+    plan = plan_of(shapes_only(name, side), scheme(), (3, side, side))
+    assert len(plan.layers) == layers and len(plan.sites) == alphas
+    quantizers = [site.quantizer for site in plan.sites]
+    assert all(isinstance(quantizer, PACT) for quantizer in quantizers)
+    assert len({id(quantizer.alpha) for quantizer in quantizers}) == alphas  # type: ignore[union-attr]
+    assert len({site.name for site in plan.sites}) == alphas
+    assert all(layer.input is None for layer in plan.layers), "no layer is quantized a second time"
+
+
+def test_linear_bottlenecks_get_a_signed_grid() -> None:
+    plan = plan_of(shapes_only("mobilenet_v2", 64), scheme(), (3, 64, 64))
+    assert len(plan.sites) == 35
+    signed = {layer.name: layer.input for layer in plan.layers if layer.input is not None}
+    # The 17 blocks' outputs are linear: they are read by the 16 blocks after them and by the last convolution.
+    assert len(signed) == 17 and "features.18.0" in signed
+    for name, quantizer in signed.items():
+        assert isinstance(quantizer, PACT) and quantizer.site.signed
+        assert quantizer.site.name == f"{name}.input"
+
+
+def test_paper_ends_are_left_in_float_with_the_activation_that_feeds_only_the_last() -> None:
+    plan = resnet18()
+    assert {name for name, bits in weight_bits(plan).items() if bits == 32} == {"conv1", "fc"}
+    assert {name for name, bits in site_bits(plan).items() if bits == 32} == {"layer4.1.relu_1"}
+    final = plan.sites[-1].quantizer
+    assert isinstance(final, PACT) and final.bits == 32, "PACT still clips there"
+    assert input_bits(plan)["conv1"] == 32
+
+
+@pytest.mark.parametrize("ends", [(8, 8), (2, 8), (4, 4)])
+def test_ends_at_a_width_of_their_own(ends: tuple[int, int]) -> None:
+    plan = resnet18(ends=ends)
+    weights, inputs = weight_bits(plan), input_bits(plan)
+    assert (weights["conv1"], inputs["conv1"]) == (weights["fc"], inputs["fc"]) == ends
+    assert {bits for name, bits in weights.items() if name not in ("conv1", "fc")} == {4}
+    assert isinstance(plan.layers[0].input, ImageGrid) and plan.layers[0].input.bits == ends[1]
+    assert sum(isinstance(layer.input, ImageGrid) for layer in plan.layers) == 1
+
+
+def test_each_end_by_itself() -> None:
+    plan = resnet18(first=Widths(8, 8), last=Widths(3, 5))
+    assert (weight_bits(plan)["conv1"], input_bits(plan)["conv1"]) == (8, 8)
+    assert (weight_bits(plan)["fc"], input_bits(plan)["fc"]) == (3, 5)
+    assert site_bits(plan)["layer4.1.relu_1"] == 5
+    assert site_bits(plan)["relu"] == site_bits(plan)["layer4.1.relu"] == 4
+
+
+def test_the_last_activation_of_the_papers_resnet20() -> None:
+    plan = plan_of(
+        PreactivationResNet(input_shape=(3, 32, 32), num_classes=10), scheme((2, 2), (8, 8)), (3, 32, 32)
+    )
+    assert {name for name, bits in site_bits(plan).items() if bits == 8} == {"conv3blk3.act"}
+    assert {name for name, bits in weight_bits(plan).items() if bits == 8} == {"conv0", "fc"}
+    assert plan.sites[-1].feeds == ["fc"]
+
+
+class SharedLast(nn.Module):
+    """The activation before the last layer feeds another one too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.side, self.fc = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x.mean((2, 3))).relu()
+        return self.fc(x + self.side(x))
+
+
+def test_an_activation_that_feeds_others_too_keeps_the_inner_width() -> None:
+    plan = plan_of(SharedLast(), scheme(ends=(8, 8)))
+    assert site_bits(plan) == {"relu": 4}
+    assert plan.sites[0].feeds == ["fc", "side"]
+
+
+def test_a_bit_width_for_weights_and_another_for_activations() -> None:
+    plan = small(scheme((2, 5), (3, 8)))
+    assert weight_bits(plan) == {"conv1": 3, "conv2": 2, "conv3": 2, "fc": 3}
+    assert site_bits(plan) == {"relu": 5, "relu_1": 5, "relu_2": 8}
+
+
+def test_of_several_matching_patterns_the_last_one_wins() -> None:
+    rules = rule("conv*", weight_bits=2, activation_bits=2), rule("conv3", weight_bits=8, activation_bits=8)
+    assert weight_bits(small(None, *rules)) == {"conv1": 2, "conv2": 2, "conv3": 8, "fc": 4}
+    assert weight_bits(small(None, *reversed(rules)))["conv3"] == 2
+    assert site_bits(small(None, *rules)) == {"relu": 2, "relu_1": 8, "relu_2": 4}
+
+
+def test_a_pattern_without_a_match_names_the_nearest_layer() -> None:
+    with pytest.raises(ConfigError, match=r"layers\.'conv22' matches no layer .*Did you mean 'conv2'\?"):
+        small(None, rule("conv22", weight_bits=2))
+
+
+def test_a_rule_for_weights_leaves_the_activations_alone_and_the_reverse() -> None:
+    plan = small(None, rule("conv2", weight_bits=8))
+    assert (weight_bits(plan)["conv2"], input_bits(plan)["conv2"]) == (8, 4)
+    plan = small(None, rule("conv2", activation_bits=8))
+    assert (weight_bits(plan)["conv2"], input_bits(plan)["conv2"]) == (4, 8)
+
+
+def test_a_rule_may_name_an_activation() -> None:
+    assert site_bits(small(None, rule("relu_1", activation_bits=3))) == {"relu": 4, "relu_1": 3, "relu_2": 4}
+
+
+def test_a_rule_changes_only_what_it_names() -> None:
+    # The final ReLU has the last layer's width; setting its scope must not give it another one.
+    plan = small(scheme(ends=(8, 8), rules=(rule("relu*", scope="channel"),)))
+    assert site_bits(plan) == {"relu": 4, "relu_1": 4, "relu_2": 8}
+    assert [tuple(site.quantizer.alpha.shape) for site in plan.sites] == [(4, 1, 1)] * 3  # type: ignore[union-attr]
+
+
+def test_layers_agree_on_their_activation_whatever_their_weights_are() -> None:
+    rules = rule("layer2.0.conv1", weight_bits=2, activation_bits=8), rule("layer2.0.down*", activation_bits=8)
+    plan = resnet18(rules=rules)
+    assert site_bits(plan)["layer1.1.relu_1"] == 8
+    assert input_bits(plan)["layer2.0.conv1"] == input_bits(plan)["layer2.0.downsample.0"] == 8
+
+
+def test_none_for_a_layer_keeps_it_and_its_relu() -> None:
+    plan = small(None, rule("conv2", method=NONE))
+    layer = next(layer for layer in plan.layers if layer.name == "conv2")
+    assert (layer.weight, layer.input, layer.note) == (None, None, "all: quantizer none")
+    assert {site.name: site.quantizer is None for site in plan.sites} == {
+        "relu": True,
+        "relu_1": False,
+        "relu_2": False,
+    }
+
+
+def test_another_method_for_a_layer() -> None:
+    plan = small(None, rule("conv3", method=DOREFA), rule("conv2", method=INPUTS))
+    kinds = {site.name: type(site.quantizer).__name__ for site in plan.sites}
+    assert kinds == {"relu": "NoneType", "relu_1": "DoReFaActivation", "relu_2": "PACT"}
+    before = {layer.name: type(layer.input).__name__ for layer in plan.layers}
+    assert before == {"conv1": "ImageGrid", "conv2": "PACT", "conv3": "NoneType", "fc": "NoneType"}
+
+
+def test_quantizing_inputs_leaves_every_relu() -> None:
+    plan = small(scheme(method=INPUTS, ends=(8, 8)))
+    assert all(site.quantizer is None for site in plan.sites)
+    assert [type(layer.input).__name__ for layer in plan.layers] == ["ImageGrid", "PACT", "PACT", "PACT"]
+    assert [layer.input.site.signed for layer in plan.layers if isinstance(layer.input, PACT)] == [False] * 3
+    assert input_bits(plan) == {"conv1": 8, "conv2": 4, "conv3": 4, "fc": 8}
+
+
+def test_element_and_channel_alphas_have_the_shape_of_their_activation() -> None:
+    plan = resnet18(rules=(rule("layer2.0.relu", scope="element"), rule("layer2.0.relu_1", scope="channel")))
+    shapes = {site.name: tuple(site.quantizer.alpha.shape) for site in plan.sites}  # type: ignore[union-attr]
+    assert shapes["layer2.0.relu"] == (128, 8, 8)
+    assert shapes["layer2.0.relu_1"] == (128, 1, 1)
+    assert shapes["relu"] == ()
+
+
+def test_one_alpha_for_the_network() -> None:
+    plan = small(None, rule("*", scope="network"))
+    assert len({id(site.quantizer.alpha) for site in plan.sites}) == 1  # type: ignore[union-attr]
+
+
+def test_one_bit_where_values_are_negative_names_the_layer_to_set_apart() -> None:
+    class Linear(nn.Sequential):
+        pass
+
+    model = Linear(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(192, 2))
+    with pytest.raises(ConfigError, match=r"layers\.'1'\.bits=2"):
+        plan_of(model, scheme((1, 1)))
+    assert input_bits(plan_of(model, scheme((1, 1), rules=(rule("1", activation_bits=2),))))["1"] == 2
+
+
+def test_a_quantized_image_needs_its_range() -> None:
+    with pytest.raises(ConfigError, match=r"conv1\.input: quantizing the image to 8 bits needs its range"):
+        small(scheme(ends=(8, 8), input_range=None))
+
+
+def test_a_flattened_image_is_quantized_by_channel() -> None:
+    plan = plan_of(MLP(input_shape=(3, 8, 8), num_classes=4, hidden=(6,)), scheme(ends=(8, 8)))
+    grid = plan.layers[0].input
+    assert isinstance(grid, ImageGrid) and grid.lowest.shape == (192,)
+    low = torch.full((1, 192), RANGE[0][0])
+    torch.testing.assert_close(grid(low), low)
+
+
+def test_what_has_no_quantized_form_is_listed() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(3, 4, 1), nn.LayerNorm(4)
+            self.attention, self.fc = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
+            self.token = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.conv(x.flatten(2)).permute(2, 0, 1)) + self.token
+            return self.fc(self.attention(x, x, x)[0].mean(0))
+
+    plan = plan_of(Attention(), scheme())
+    kinds = {"model": "Attention", "conv": "Conv1d", "attention": "MultiheadAttention"}
+    assert {name: kind for name, kind in plan.float_modules if "." not in name} == kinds
+    assert "attention.out_proj" in dict(plan.float_modules), "a linear layer that nothing can reach"
+
+
+def test_a_layer_only_training_runs_is_never_the_last() -> None:
+    plan = plan_of(TwoGraphs(), scheme(ends=(8, 8)))
+    assert {name for name, bits in weight_bits(plan).items() if bits == 8} == {"body.conv", "fc"}
+    assert set(weight_bits(plan)) == {"body.conv", "body.scale", "body.aux", "fc", "aux_fc"}
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no convolution or linear layer"):
+        plan_of(nn.Sequential(nn.ReLU()), scheme())
+
+
+def test_planning_changes_nothing() -> None:
+    model = Small()
+    before = dict(model.named_modules())
+    plan_of(model)
+    assert dict(model.named_modules()) == before

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qexp.errors import ConfigError
+from qexp.models.resnet_cifar import PreactivationResNet
+from qexp.models.torchvision_models import classifier
+from qexp.shapes import record_shapes
+from qexp.tracing import consumers, layer_calls, nonnegative, relu_sites, sources, trace
+
+
+def torchvision_graph(name: str) -> fx.GraphModule:
+    with torch.device("meta"):
+        model = classifier(input_shape=(3, 224, 224), num_classes=1000, architecture=name)
+    (graph,) = trace(model)
+    return graph
+
+
+# The issue's counts: one alpha for every call, shared modules included.
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 17), ("resnet50", 49), ("alexnet", 7), ("mobilenet_v2", 35), ("vgg11_bn", 10)]
+)
+def test_relu_calls_of_torchvision(name: str, count: int) -> None:
+    assert len(relu_sites(torchvision_graph(name))) == count
+
+
+def test_relu_calls_of_the_papers_resnet20() -> None:
+    (graph,) = trace(PreactivationResNet(input_shape=(3, 32, 32), num_classes=10))
+    assert len(relu_sites(graph)) == 19
+
+
+class EveryKind(nn.Module):
+    """One ReLU module called twice, and functions and methods between its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU()
+        self.relu_1 = nn.ReLU6()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.relu(self.conv(x)) - 0.1)
+        x = F.relu(input=x - 0.1)
+        x = (x - 0.1).relu()
+        x = torch.relu(x - 0.1)
+        x = F.relu6(x - 0.1)
+        x = self.relu_1(x - 0.1)
+        x = self.relu(x - 0.1).relu_()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_functions_methods_and_shared_modules_get_names_of_their_own() -> None:
+    (graph,) = trace(EveryKind())
+    names = list(relu_sites(graph))
+    assert len(names) == len(set(names)) == 9
+    assert names[0] == "relu" and "relu_1" in names
+    assert relu_sites(graph)["relu_1"].target == "relu_1", "a module keeps its own name"
+
+
+class Twice(nn.Module):
+    """A block with a functional ReLU inside, called two times."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.conv(F.relu(x)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = self.Block()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.block(self.block(x)).mean((2, 3)))
+
+
+def test_a_block_that_is_called_twice() -> None:
+    (graph,) = trace(Twice())
+    assert list(relu_sites(graph)) == ["block.relu", "block.relu_1", "block.relu_2", "block.relu_3"]
+    assert {name: len(calls) for name, calls in layer_calls(graph).items()} == {"block.conv": 2, "fc": 1}
+
+
+class Auxiliary(nn.Module):
+    """In training a second head reads through the shared ReLU, between the two calls of evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.aux = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)
+        self.relu = nn.ReLU()
+        self.fc, self.aux_fc = nn.Linear(4, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv1(x))
+        extra = self.aux_fc(self.relu(self.aux(x)).mean((2, 3))) if self.training else 0
+        x = F.dropout(x, 0.5, training=self.training)
+        return self.fc(self.relu(self.conv2(x)).mean((2, 3))) + extra
+
+
+def test_both_modes_call_a_site_by_one_name() -> None:
+    training, evaluation = trace(Auxiliary())
+    names = {
+        name: str(next(sources(graph, node)))
+        for graph in (evaluation, training)
+        for name, node in relu_sites(graph).items()
+    }
+    assert names == {"relu": "conv1", "relu_1": "conv2", "relu_2": "aux"}
+
+
+def test_the_modes_of_all_modules_are_left_as_they_were() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Sequential(nn.ReLU()))
+    model.train()
+    model[1].eval()
+    (graph,) = trace(model)
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert graph.training and graph.get_submodule("2").training and not graph.get_submodule("1").training
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_traced_is_named() -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(Branching()))
+    with pytest.raises(
+        ConfigError, match=r"Sequential cannot be traced: '1\.0' does not run on symbolic values"
+    ) as caught:
+        trace(inner)
+    assert "quantizer=none" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="Branching cannot be traced: 'Branching'"):
+        trace(Branching())
+
+
+def resnet_site(name: str) -> set[str]:
+    graph = torchvision_graph("resnet18")
+    return consumers(graph, relu_sites(graph)[name])
+
+
+def test_what_an_activation_feeds_ends_at_the_next_relu() -> None:
+    assert resnet_site("relu") == {"layer1.0.conv1"}, "behind the shortcut's sum a ReLU comes before any layer"
+    assert resnet_site("layer1.1.relu_1") == {"layer2.0.conv1", "layer2.0.downsample.0"}
+    assert resnet_site("layer4.1.relu_1") == {"fc"}, "seen through the pooling"
+
+
+def signs(model: nn.Module) -> dict[str, bool]:
+    """Whether each layer's input can be shown never to be negative."""
+    (graph,) = trace(model)
+    return {
+        name: all(nonnegative(graph, source) for call in calls for source in sources(graph, call))
+        for name, calls in layer_calls(graph).items()
+    }
+
+
+class Signs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("image", "pooled", "summed", "mixed", "gated", "joined"):
+            self.add_module(name, nn.Conv2d(6 if name == "joined" else 3, 3, 1))
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.image(x))
+        b = self.pooled(self.pool(a))
+        c = self.summed(a + F.relu(a - 1))
+        d = self.mixed(a + c)
+        e = self.gated(torch.sigmoid(d))
+        return self.joined(torch.cat([F.relu(e), torch.sigmoid(c)], 1)).sum() + b.sum()
+
+
+def test_signs_follow_pooling_sums_and_joins() -> None:
+    assert signs(Signs()) == {
+        "image": False, "pooled": True, "summed": True, "mixed": False, "gated": True, "joined": True
+    }  # fmt: skip
+
+
+def test_shapes_come_from_a_pass_without_data() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Flatten(), nn.Linear(8 * 7 * 7, 5))
+    (graph,) = trace(model)
+    before = [parameter.clone() for parameter in model.parameters()]
+    shapes = record_shapes(graph, (3, 16, 16))
+    assert list(shapes.values()) == [(3, 16, 16), (8, 7, 7), (392,), (5,), (5,)]
+    assert all(
+        torch.equal(a, b) and b.device.type == "cpu" for a, b in zip(before, model.parameters(), strict=True)
+    )
+
+
+def test_an_input_of_the_wrong_size_is_refused() -> None:
+    (graph,) = trace(nn.Sequential(nn.Flatten(), nn.Linear(10, 5)))
+    with pytest.raises(ConfigError, match=r"does not take inputs of \(3, 4, 4\)"):
+        record_shapes(graph, (3, 4, 4))
