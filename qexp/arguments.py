@@ -107,7 +107,13 @@ def rule(hint: Any) -> str:
     if origin in _SEQUENCES:
         entries = {option for option in typing.get_args(hint) if option is not Ellipsis}
         return f"a list (each {rule(entries.pop())})" if len(entries) == 1 else "a list"
-    words = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    words = {
+        float: "a finite number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -107,11 +107,11 @@ def locate(name: str) -> Callable[..., Any]:
 def build(node: Mapping[str, Any], **extra: object) -> Any:
     """Build what `node` describes: call its `_target_` with its other keys and `extra`.
 
-    With `_partial_: true` return a `functools.partial` of it instead. Values are passed as they are; a nested node
-    is the business of whoever receives it.
+    With `_partial_: true` return the target itself, its arguments bound, instead. Values are passed as they are; a
+    nested node is the business of whoever receives it.
 
     Raises:
-        ConfigError: as `locate`; an argument that the target does not take, one that is missing, or of another type.
+        ConfigError: as `locate`; an argument that is unknown, missing, or of another type than the target's.
 
     >>> build({"_target_": "qexp.lit.schedules.constant"})(0.5)
     1.0
@@ -123,7 +123,10 @@ def build(node: Mapping[str, Any], **extra: object) -> Any:
     partial = bool(node.get("_partial_", False))
     path = _path_of(node["_target_"])
     check_arguments(node["_target_"], target, given, extra, partial=partial, path=path)
-    return functools.partial(target, **given, **extra) if partial else target(**given, **extra)
+    if not partial:
+        return target(**given, **extra)
+    # The function itself where nothing is bound: whoever receives it may ask which one it is.
+    return functools.partial(target, **given, **extra) if given or extra else target
 
 
 def _path_of(name: str) -> str:

@@ -31,12 +31,14 @@ _LINES = {
         ("qexp train \"layers.'layer1.*'.bits=2\"", "one part of the network apart, by pattern"),
     ),
     "eval": (
-        ("qexp eval eval.run=outputs/train/RUN", "a finished run, on the test split"),
-        ("qexp eval eval.run=RUN eval.split=validation", "on the part that was carved from the training data"),
+        ("qexp eval outputs/train/RUN", "a finished run, on the test split"),
+        ("qexp eval RUN eval.split=validation", "on the part that was carved from the training data"),
+        ("qexp eval RUN dataset.root=DIR", "where the data have moved"),
         ("qexp eval quantizer=none model=resnet20_v1 model.weights=FILE", "a float checkpoint"),
     ),
     "explain": (
         ("qexp explain quantizer=pact bits=4 model=resnet18", "what each layer becomes"),
+        ("qexp explain outputs/train/RUN", "of a run that is there"),
         ("qexp explain bits=w4a8 first_last=8 explain.format=json", "the same, for a program"),
         ("qexp explain \"layers.'layer4.*'.bits=2\"", "with a part set apart"),
     ),
@@ -49,20 +51,33 @@ _KEYS = {
     "layers.'<glob>'.bits": "also .quantizer and .scope; the last pattern that matches wins",
     "quantizer.activation.scope": "one alpha per layer, channel, element or network (pact)",
     "alpha_regularization.lambda_alpha": "the penalty on alpha; 0 for none, or weight_decay",
-    "optimizer.lr, optimizer.weight_decay": "of the chosen optimizer",
+    "optimizer.lr, optimizer.weight_decay": "the learning rate's peak; L2 on the weights",
     "trainer.device, trainer.precision": "auto, cpu, cuda; float32, bfloat16",
+    "dataset.root, dataset.validation": "where the data lie; the share kept to validate",
     "model.weights": "start from a float checkpoint or a run's folder",
     "output_dir, experiment.name": "runs go to <output_dir>/<experiment.name>/<run>",
 }
 
+_OWN_KEYS = {
+    "eval": {
+        "eval.run": "the run's folder, also without its key: its saved configuration and checkpoint",
+        "eval.split": "test, or validation",
+    },
+    "explain": {
+        "explain.run": "a run's folder, also without its key: the plan of its saved configuration",
+        "explain.format": "text, or json",
+    },
+}
+
 _OPTIONS = {
     "-m, --multirun": "one job for each combination of comma-separated values",
-    "--dry-run": "train: list what would run, and how far each run is",
+    "--dry-run": "list what would run, and how far each run is",
     "--cfg job": "print the composed configuration and stop",
     "--config-dir DIR": "look for configurations in DIR too (a method of your own)",
-    "--plugin NAME": "allow a _target_ in the Python package NAME, too",
-    "-sc install=SHELL": 'completion; for bash or zsh: eval "$(qexp train -sc install=bash)"',
+    "--plugin NAME": "a Python package of your own, whose classes configurations may name",
+    "-sc install=SHELL": 'completion; for bash or zsh: eval "$(qexp -sc install=bash)"',
 }
+_TRAIN_ALONE = ("--dry-run",)
 _GROUP_ORDER = ("model", "dataset", "quantizer", "bits", "alpha_regularization", "optimizer", "schedule")
 
 
@@ -88,10 +103,11 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
     Options of the folder behind `--config-dir` in `arguments` are listed with qexp's own.
     """
     width = max(len(line) for line, _ in _LINES[command])
+    run = "" if command == "train" else " [RUN]"
     lines = [
         f"qexp {command}: {HYDRA_COMMANDS[command]}.",
         "",
-        f"usage: qexp {command} [options] [group=option ...] [key=value ...]",
+        f"usage: qexp {command}{run} [options] [group=option ...] [key=value ...]",
         "",
         *(f"  {line:{width}}  {text}" for line, text in _LINES[command]),
         "",
@@ -101,14 +117,15 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
         text = ", ".join(options)
         lines += textwrap.wrap(f"  {group:21}{text}", 110, subsequent_indent=" " * 23, break_on_hyphens=False)
     lines += ["", "Keys used most (all of them: --cfg job):"]
-    lines += [f"  {key:37}{text}" for key, text in _KEYS.items()]
-    lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in _OPTIONS.items())]
+    lines += [f"  {key:38}{text}" for key, text in {**_OWN_KEYS.get(command, {}), **_KEYS}.items()]
+    options = {key: text for key, text in _OPTIONS.items() if command == "train" or key not in _TRAIN_ALONE}
+    lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in options.items())]
     return "\n".join(lines)
 
 
 def _groups(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     folders = [config_dir(), *_extra_dir(arguments)]
-    found: dict[str, set[str]] = {"bits": {"1 ... 8", "32", "w<n>a<m>"}}
+    found: dict[str, set[str]] = {"bits": {"1", "2", "3", "4", "5", "6", "7", "8", "32", "w<n>a<m>"}}
     for folder in folders:
         for file in folder.glob("*/**/*.yaml"):
             group, *rest = file.relative_to(folder).with_suffix("").parts

@@ -155,6 +155,10 @@ def _name_choices(defaults: ListConfig | None) -> None:
 class QexpLoader(ConfigLoaderImpl):
     """Hydra's loader behind our gate: overrides in our notation, and nothing in `hydra` that could run code."""
 
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._checked: dict[tuple[object, ...], DictConfig] = {}
+
     def load_configuration(
         self,
         config_name: str | None,
@@ -194,7 +198,17 @@ class QexpLoader(ConfigLoaderImpl):
         return override
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Compose one job of a sweep; one that cannot be composed says why under `FAILURE`, and fails alone."""
+        """Compose one job of a sweep; one that cannot be composed says why under `FAILURE`, and fails alone.
+
+        Hydra composes each job twice, to check the sweep and to run it; the second time takes over the first.
+        """
+        job = (id(master_config), *sweep_overrides)
+        if job not in self._checked:
+            self._checked[job] = self._compose_job(master_config, sweep_overrides)
+            return self._checked[job]
+        return self._checked.pop(job)
+
+    def _compose_job(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         try:
             return super().load_sweep_config(master_config, sweep_overrides)
         except (HydraException, OmegaConfBaseException, YAMLError, ConfigError) as error:

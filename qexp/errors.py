@@ -24,6 +24,10 @@ class CheckpointError(QexpError):
     """A checkpoint that is missing, truncated, foreign, or made for another model."""
 
 
+class OutputError(QexpError):
+    """A run's folder that cannot be written any more: a full disk, a mount that turned read-only."""
+
+
 class TrainingError(QexpError):
     """A run that went wrong while it ran (a loss or an alpha that is not a number); exit code 1."""
 

@@ -133,7 +133,7 @@ def _plan_layers(
         plan = LayerPlan(
             name,
             type(layer).__name__,
-            tuple(layer.weight.shape),  # type: ignore[union-attr, arg-type]
+            tuple(layer.weight.shape),  # type: ignore[arg-type]
             shapes[input_node(calls[0]).name],
             shapes[calls[0].name],
             groups=getattr(layer, "groups", 1),

@@ -75,10 +75,7 @@ class RunDirectory:
             atomic_write(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             atomic_write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         except OSError as error:
-            raise ConfigError(
-                f"output_dir: cannot write {self.path} ({error.strerror}); name a folder you may write with"
-                " output_dir=<folder>."
-            ) from error
+            raise self._not_writable(error) from error
 
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         found = _read_json(self.path / "identity.json")
@@ -96,14 +93,10 @@ class RunDirectory:
         Raises:
             ConfigError: another process holds it; the message names its process id.
         """
-        path = self.path / ".lock"
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise ConfigError(
-                f"output_dir: cannot write {self.path} ({error.strerror}); name a folder you may write with"
-                " output_dir=<folder>."
-            ) from error
+            raise self._not_writable(error) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,12 +105,21 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path} is in use by process {owner}; wait for it, or end it and type the command again."
                 ) from None
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()}\n".encode())
-            remove_parts(self.path)
+            try:
+                os.ftruncate(handle, 0)
+                os.write(handle, f"{os.getpid()}\n".encode())
+                remove_parts(self.path)
+            except OSError as error:
+                raise self._not_writable(error) from error
             yield
         finally:
             os.close(handle)
+
+    def _not_writable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"output_dir: cannot write {self.path} ({error.strerror}); make room, or name a folder you may write"
+            " with output_dir=<folder>."
+        )
 
     def locked(self) -> bool:
         """Return whether a process holds the folder now."""

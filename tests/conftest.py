@@ -1,7 +1,76 @@
+"""For every test: nothing is written into the checkout or the home folder, and where real data is found."""
+
 from __future__ import annotations
 
-from hypothesis import settings
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
-# A first call imports or compiles, and machines are shared: a slow example is no failure.
-settings.register_profile("qexp", deadline=None)
+import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real data beside the checkout, where QEXP_DATA names no other folder."""
+
+_SCRATCH = Path(tempfile.mkdtemp(prefix="qexp-tests-"))
+
+# Before anything is imported that reads them, and for the processes that tests start.
+os.environ["QEXP_CACHE"] = str(_SCRATCH / "cache")
+os.environ["MPLCONFIGDIR"] = str(_SCRATCH / "matplotlib")
+set_hypothesis_home_dir(_SCRATCH / "hypothesis")
+
+# A first call imports or compiles, and machines are shared: a slow example is no failure. The same examples each
+# time: whether a change is good must not depend on luck.
+settings.register_profile("qexp", deadline=None, derandomize=True)
 settings.load_profile("qexp")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def current_folder() -> Iterator[None]:
+    """What a test writes by a relative path, `outputs` for one, goes to a temporary folder."""
+    before = Path.cwd()
+    folder = _SCRATCH / "current"
+    folder.mkdir()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def real_file() -> Callable[[str], Path]:
+    """Return the path of a file of real data by its name; without it the test is skipped and says so."""
+    folders = [Path(named).absolute()] if (named := os.environ.get("QEXP_DATA")) else []
+    folders.append(SHARED)
+
+    @cache
+    def find(name: str) -> Path | None:
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+        return _unpacked_cifar10() if name == "cifar10.npz" else None
+
+    def need(name: str) -> Path:
+        if (file := find(name)) is None:
+            pytest.skip(f"no {name} in {' or '.join(map(str, folders))}; QEXP_DATA names a folder that holds it")
+        return file
+
+    return need
+
+
+def _unpacked_cifar10() -> Path | None:
+    program, file = SHARED / "unpack_cifar10.py", _SCRATCH / "data" / "cifar10.npz"
+    if not program.is_file():
+        return None
+    file.parent.mkdir()
+    subprocess.run([sys.executable, str(program), str(file)], check=True, stdout=subprocess.DEVNULL)
+    return file

@@ -51,6 +51,7 @@ BESIDE = {
     "messages": 7,
     "jobs": 7,
     "sweep_summary": 7,
+    "streams": 0,
     "command_help": 8,
     "__main__": 9,
 }
@@ -125,7 +126,7 @@ def test_no_torch_where_it_would_cost_the_start() -> None:
 def test_the_start_needs_the_standard_library_only() -> None:
     import sys
 
-    for name in ("cli", "command_help", "paths", "errors", "__init__"):
+    for name in ("cli", "command_help", "streams", "paths", "errors", "__init__"):
         for used, line in imports(PACKAGE / f"{name}.py"):
             assert top(used) in {*sys.stdlib_module_names, "qexp"}, f"{name}.py:{line}: {used}"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,5 +62,47 @@ def test_as_a_module() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_completion_can_be_installed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--shell-completion", f"install={shell}"]) == 0
-    assert "complete" in capsys.readouterr().out
+    for words in (["train", "--shell-completion"], ["-sc"]):
+        assert cli.main([*words, f"install={shell}"]) == 0
+        assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("qexp tr", "train"),
+        ("qexp train quan", "quantizer. quantizer="),
+        ("qexp train -m epochs=3 quantizer=p", "quantizer=pact"),
+        ("qexp train bits=w3a3", "bits=w3a3 bits=w3a32"),
+        ("qexp eval eval.r", "eval.run="),
+        ("qexp train trainer.preci", "trainer.precision="),
+        ("qexp list mo", ""),
+        ("qexp train no=where qu[", ""),
+    ],
+)
+def test_completion(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    cli.main(["-sc", "query=bash"])
+    printed = capsys.readouterr()
+    assert printed.out.split() == expected.split()
+    assert printed.err == ""
+
+
+@pytest.mark.slow
+def test_completion_in_a_real_bash(tmp_path: Path) -> None:
+    program = tmp_path / "qexp"
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom qexp.cli import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    script = """
+        eval "$(qexp -sc install=bash)"
+        COMP_LINE="qexp train quantizer=d" COMP_WORDS=(qexp train quantizer=d) COMP_CWORD=2
+        hydra_bash_completion
+        echo "${COMPREPLY[*]}"
+    """
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("quantizer=dorefa\n", "")

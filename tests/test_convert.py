@@ -20,6 +20,11 @@ from .conversions import INPUTS, NONE, Small, TwoGraphs, quantized, rule, scheme
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def resnet20() -> nn.Module:
     return PreactivationResNet(input_shape=(3, 16, 16), num_classes=10, depth=8)
 

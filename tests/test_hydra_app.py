@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qexp import hydra_app, jobs
 from qexp.composition import decode_overrides, encode_override
@@ -122,6 +123,58 @@ def test_a_layers_quantizer_is_looked_up(started: list[Config], capsys: pytest.C
     assert "Did you mean 'dorefa'" in capsys.readouterr().err
 
 
+def test_other_numbers_in_a_defaults_list_are_names(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "# @package _global_\n"
+    (mine / "experiment" / "half.yaml").write_text(header + "defaults:\n  - override /bits: 3.5\n")
+    (mine / "experiment" / "off.yaml").write_text(header + "defaults:\n  - override /quantizer: off\n")
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=half"]) == 2
+    assert "bits=3.5: a width is" in capsys.readouterr().err
+    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=off"]) == 2
+    assert "unknown quantizer 'False'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A run's folder as somebody else might send it."""
+    folder = tmp_path / "a run, of=ours"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({**compose("bits=3"), "names": {"model": "mlp", "dataset": "digits", "quantizer": "pact"}})
+    )
+    return folder
+
+
+@pytest.mark.parametrize("command", ["eval", "explain"])
+def test_a_runs_folder_needs_no_key(started: list[Config], saved: Path, command: str) -> None:
+    assert hydra_app.main(command, [str(saved)]) == 0
+    assert hydra_app.main(command, [f"{command}.run='{saved}'", "dataset.root=elsewhere"]) == 0
+    assert widths(started) == [(3, 3)] * 2
+    assert [config.dataset["root"] for config in started] == ["", "elsewhere"]
+
+
+def test_what_a_run_has_decided_cannot_be_typed(
+    started: list[Config], saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hydra_app.main("eval", [str(saved), "bits=2"]) == 2
+    assert "bits=2: the run's own config.yaml decides this" in capsys.readouterr().err
+    assert hydra_app.main("eval", ["nowhere"]) == 2
+    assert "eval.run=nowhere: no run of qexp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "qexp.runs.os.system"])
+@pytest.mark.parametrize(
+    "place", ["qexp.models.mlp.MLP", "qexp.quantizers.pact.PACT", "qexp.lit.loggers.tensorboard"]
+)
+def test_a_saved_run_passes_the_same_gate(
+    saved: Path, capsys: pytest.CaptureFixture[str], target: str, place: str
+) -> None:
+    file = saved / "config.yaml"
+    file.write_text(file.read_text().replace(place, target))
+    for command in ("eval", "explain"):
+        assert hydra_app.main(command, [str(saved)]) == 2
+        assert f"_target_={target}: refused" in capsys.readouterr().err
+
+
 def test_hydra_leaves_nothing_behind(started: list[Config], tmp_path: Path) -> None:
     assert hydra_app.main("train", ["bits=2"]) == 0
     assert hydra_app.main("train", ["-m", "bits=2,3"]) == 0
@@ -154,6 +207,9 @@ def test_exit_codes_of_a_single_run(started: list[Config], capsys: pytest.Captur
     assert hydra_app.main("train", ["seed=14"]) == 1
     assert "Traceback" in capsys.readouterr().err
     assert hydra_app.main("train", ["seed=15"]) == 143
+    assert capsys.readouterr().err == (
+        "qexp train: interrupted by SIGTERM; type the same command again and it goes on where it stopped\n"
+    )
 
 
 def test_a_signal_ends_the_sweep(started: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +232,20 @@ def test_a_signal_ends_the_sweep(started: list[Config], capsys: pytest.CaptureFi
         (["bits.weight=9"], "bits.weight=9: a width is 1 to 8, or 32"),
         (["bits=2,4"], "add -m"),
         (["bits"], "cannot read 'bits'"),
+        (["bits=3.5"], "bits=3.5: a width is 1 to 8, or 32"),
+        (["bits=null"], "bits=null: a width is 1 to 8, or 32"),
+        (["bits=[4]"], "bits=[4]: name one option of the group 'bits'"),
+        (["quantizer=null"], "unknown quantizer 'null'. Known:"),
+        (["model=3"], "unknown model '3'. Known:"),
+        (["=3"], "cannot read '=3'"),
+        (["layers=4"], "layers=4: a layer is set apart by a pattern: layers.'<glob>'.bits="),
+        (["layers.'fc*'.bist=4"], "cannot read 'layers.'fc*'.bist=4': a layer is set apart by a pattern"),
+        (["seed=99999999999999999999"], "seed=99999999999999999999: a whole number, at least 0, at most"),
+        (["experiment.name="], "experiment.name=: a text."),
+        (["output_dir=null"], "output_dir=null: a text."),
+        (["~epochs"], "epochs is missing: a whole number, at least 1."),
+        (["--bogus"], "unrecognized arguments: --bogus; `qexp train --help`"),
+        (["--cfg", "jbo"], "invalid choice: 'jbo'"),
         (["epochs=${nowhere}"], "nowhere"),
         (["model.hidden=[1"], "cannot read"),
         (["hydra/launcher=slrum"], "unknown hydra/launcher 'slrum'"),

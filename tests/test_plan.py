@@ -157,6 +157,17 @@ def test_layers_agree_on_their_activation_whatever_their_weights_are() -> None:
     assert input_bits(plan)["layer2.0.conv1"] == input_bits(plan)["layer2.0.downsample.0"] == 8
 
 
+def test_layers_that_disagree_leave_their_activation_as_it_is_elsewhere() -> None:
+    for changes in ({"activation_bits": 8}, {"scope": "channel"}, {"method": DOREFA}):
+        site = next(
+            site
+            for site in resnet18(rules=(rule("layer2.0.conv1", **changes),)).sites
+            if "layer2.0.conv1" in site.feeds
+        )
+        assert site.feeds == ["layer2.0.conv1", "layer2.0.downsample.0"]
+        assert isinstance(site.quantizer, PACT) and (site.bits, site.quantizer.scope) == (4, "layer")
+
+
 def test_none_for_a_layer_keeps_it_and_its_relu() -> None:
     plan = small(None, rule("conv2", method=NONE))
     layer = next(layer for layer in plan.layers if layer.name == "conv2")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -139,3 +140,17 @@ def test_parts_of_killed_writers_are_removed_with_the_lock(run: RunDirectory):
     part.write_text("half")
     with run.lock():
         assert not part.exists()
+
+
+def test_a_disk_that_is_full_before_the_first_step_is_one_line(run: RunDirectory, monkeypatch) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+
+    def full(handle: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qexp.runs.os.write", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*No space left on device"), run.lock():
+        pass
+    monkeypatch.undo()
+    with run.lock():
+        assert run.locked()

@@ -80,7 +80,7 @@ def catalog(name: str, roots: Sequence[Path]) -> Table:
     folders = [root / group for root in roots if (root / group).is_dir()]
     if not folders:
         known = {*GROUPS, PUBLISHED, *(entry.name for root in roots for entry in root.iterdir() if entry.is_dir())}
-        raise ConfigError(f"qexp list {name}: no such group.{did_you_mean(name, known)}")
+        raise ConfigError(f"no group '{name}'.{did_you_mean(name, known)}")
     headers = {header.name: header for folder in folders for header in read_group(folder)}
     chosen = [headers[key] for key in sorted(headers)]
     return _table(

@@ -7,7 +7,7 @@ import errno
 import logging
 from collections.abc import Iterator
 
-from qexp.errors import Interrupted, QexpError, TrainingError
+from qexp.errors import Interrupted, OutputError, QexpError
 from qexp.runs import RunDirectory
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -31,7 +31,7 @@ def recording_failure(folder: RunDirectory) -> Iterator[None]:
         if error.errno not in _DISK:
             folder.write_failure(f"{type(error).__name__}: {error}", 1)
             raise
-        problem = TrainingError(
+        problem = OutputError(
             f"{error.filename or folder.path}: cannot be written ({error.strerror}); make room or choose another"
             " output_dir, then type the command again: it goes on from the last checkpoint."
         )

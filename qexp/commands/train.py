@@ -94,11 +94,15 @@ def _epoch_steps(dataset: str, batch_size: int) -> int:
 
 
 def preview(config: Config) -> dict[str, Any]:
-    """Return the record of what `run` would do: nothing is written (`--dry-run`)."""
+    """Return the record of what `run` would do (skip, resume, start; running: another process does it now).
+
+    Nothing is written (`--dry-run`).
+    """
     planned = plan(config)
-    status = planned.run.status()
-    will = {"done": "skip", "interrupted": "resume" if planned.run.checkpoint.exists() else "start"}
-    record = planned.record(will.get(status, "start"), planned.run.read_result())
+    will = {"done": "skip", "running": "running"}.get(planned.run.status())
+    if will is None:
+        will = "resume" if planned.run.checkpoint.exists() else "start"
+    record = planned.record(will, planned.run.read_result())
     print(f"{record['status']:7} {planned.run.path}")
     return record
 

@@ -30,6 +30,7 @@ UNREADABLE = (
     ValueError,
     KeyError,
     TypeError,
+    AttributeError,  # Python 3.10's word for the TypeError of an array where an archive is opened
     EOFError,
     RuntimeError,
     MemoryError,

@@ -5,6 +5,8 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -62,16 +64,32 @@ class Digits(ArraySource):
 
     def decode(self) -> Splits:
         """Read scikit-learn's copy and divide it."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images, labels = digits.images.astype(np.uint8), digits.target
-        train, test = stratified_rows(labels, TEST_SAMPLES)
-        where = "scikit-learn's digits"
-        return {
-            "train": make_split(images[train], labels[train], where),
-            "test": make_split(images[test], labels[test], where),
-        }
+        return dict(_read_and_divide())
 
     def _read(self) -> Splits:
         return self.decode()
+
+
+@functools.cache
+def _read_and_divide() -> Splits:
+    """Once for all jobs of a sweep."""
+    table = _table()
+    images, labels = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), table[:, -1].astype(np.int64)
+    train, test = stratified_rows(labels, TEST_SAMPLES)
+    where = "scikit-learn's digits"
+    return {
+        "train": make_split(images[train], labels[train], where),
+        "test": make_split(images[test], labels[test], where),
+    }
+
+
+def _table() -> np.ndarray:
+    """Return scikit-learn's file, (1797, 65): 64 pixels and the label; importing the package takes a second."""
+    spec = importlib.util.find_spec("sklearn")
+    path = Path(spec.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if spec else Path()
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",", dtype=np.int64)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target]).astype(np.int64)

@@ -19,8 +19,8 @@ from qexp.quantizers.base import Description, Quantizer, named_quantizers
 class Seen:
     """One quantizer at the end of an epoch.
 
-    `learned` holds its values by name, `gradients` those of the last step (None before the first), `parameters`
-    the live tensors.
+    `learned` holds its values by name, `gradients` those of the last step (None before the first). `sharing` are
+    the sites that learn the same tensors, itself included (scope `network`).
     """
 
     site: str
@@ -28,6 +28,7 @@ class Seen:
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
     clipped: float | None = None
     levels: int | None = None
+    sharing: tuple[str, ...] = ()
 
 
 class AlphaLog(pl.Callback):
@@ -72,6 +73,9 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
         finally:
             for handle in handles:
                 handle.remove()
+    sharing: dict[tuple[int, ...], list[str]] = {}
+    for site, quantizer in quantizers:
+        sharing.setdefault(_tensors(quantizer), []).append(site)
     for site, quantizer in quantizers:
         description = descriptions.get(quantizer) or quantizer.describe()
         clipped = description.shares.get("clipped")
@@ -81,7 +85,12 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
             gradients={name: value.grad for name, value in quantizer.learned().items()},
             clipped=None if clipped is None else float(clipped),
             levels=description.levels,
+            sharing=tuple(sharing[_tensors(quantizer)]) if quantizer.learned() else (site,),
         )
+
+
+def _tensors(quantizer: Quantizer) -> tuple[int, ...]:
+    return tuple(id(value) for value in quantizer.learned().values())
 
 
 def numbers(seen: Seen) -> dict[str, float]:

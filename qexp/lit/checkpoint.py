@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import CheckpointIO
 
-from qexp.errors import CheckpointError, TrainingError
+from qexp.errors import CheckpointError, OutputError
 from qexp.files import atomic_stream
 from qexp.lit import world
 from qexp.lit.position import epochs_done
@@ -31,7 +31,7 @@ class DurableCheckpointIO(CheckpointIO):
         """Write `checkpoint` to `path`; the old file stays whole until the new one is on the disk.
 
         Raises:
-            TrainingError: the disk is full or the folder is not writable.
+            OutputError: the disk is full or the folder is not writable.
         """
         target = Path(path)
         try:
@@ -42,7 +42,7 @@ class DurableCheckpointIO(CheckpointIO):
             reason = _disk_problem(error)
             if reason is None:
                 raise
-            raise TrainingError(
+            raise OutputError(
                 f"{target}: the checkpoint cannot be written ({reason}); the earlier one is intact. Make room"
                 " or choose another output_dir, then type the command again."
             ) from error
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, cut short, or not a checkpoint of qexp.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no checkpoint here.")
+        raise CheckpointError(f"{path}: there is no checkpoint; `qexp status` shows how far each run came.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for damage

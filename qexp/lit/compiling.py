@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from qexp.errors import ConfigError
@@ -61,10 +61,13 @@ def _missing_compiler(device: torch.device) -> str | None:
 def compile_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `step` as one full graph of static shapes; a graph break or the recompile limit is an error."""
     # After `recompile_limit` graphs dynamo goes on in eager mode without a word, at half the speed.
+    import torch._dynamo  # a second of imports, which a sweep of finished runs does not need
+
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(step, fullgraph=True, dynamic=False)
 
 
 def reset() -> None:
     """Forget every compiled graph: called between the jobs of a sweep, which share one process."""
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

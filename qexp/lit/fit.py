@@ -40,7 +40,8 @@ def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirector
     Raises:
         Interrupted: a signal asked to stop; a checkpoint was written.
         CheckpointError: the run's checkpoint is damaged or belongs to another network.
-        TrainingError: the loss or a learned level is no number any more, or the disk is full.
+        TrainingError: the loss or a learned level is no number any more.
+        OutputError: the disk is full.
     """
     device = device_of(config)
     if config.trainer.threads:

@@ -64,7 +64,9 @@ class Watchdog(pl.Callback):
         epoch = epochs_done(trainer)
         for seen in self.alphas.seen:
             for cause, text in (*findings(seen), *self._stuck(seen, moving and epoch > 0)):
-                self._report(f"{cause}:{seen.site}", f"epoch {epoch}: layer {seen.site}: {text}", trainer)
+                sites = len(seen.sharing)
+                shared = f" (one for {sites} layers)" if sites > 1 and cause != "clips" else ""
+                self._report(f"{cause}:{seen.site}", f"epoch {epoch}: layer {seen.site}{shared}: {text}", trainer)
         return {}
 
     def _report(self, key: str, text: str, trainer: pl.Trainer) -> None:
@@ -77,6 +79,8 @@ class Watchdog(pl.Callback):
                 log.warning(text)
 
     def _stuck(self, seen: Seen, moving: bool) -> Iterator[tuple[str, str]]:
+        if not _speaks(seen):
+            return
         for name, value in seen.learned.items():
             key = f"{name}/{seen.site}"
             before = self._before.get(key)
@@ -90,20 +94,27 @@ class Watchdog(pl.Callback):
                 yield "stuck", f"{name} is stuck at {_value(value)} for {STUCK_EPOCHS} epochs{reason}"
 
 
+def _speaks(seen: Seen) -> bool:
+    """Whether this site speaks for its level: of several that share one, the first does."""
+    return not seen.sharing or seen.sharing[0] == seen.site
+
+
 def findings(seen: Seen) -> Iterator[tuple[str, str]]:
     """Yield (cause, sentence) for what one look at a quantizer shows; a bad level explains its clipping."""
-    bad = False
-    for name, value in seen.learned.items():
-        if not bool(torch.isfinite(value).all()):
-            bad = True
-            yield "nan", f"{name} is not a number ({_value(value)})"
-        elif float(value.min()) <= 0.0:
-            sign = "negative" if float(value.min()) < 0.0 else "zero"
-            bad = True
-            yield "negative", f"{name} is {sign} ({_value(value)}): it quantizes nothing any more"
+    bad = list(_bad_levels(seen))
+    yield from bad if _speaks(seen) else ()
     clipped = seen.clipped
     if not bad and clipped is not None and clipped > CLIPS_EVERYTHING:
         yield "clips", f"clips everything ({clipped:.1%} of its input)"
+
+
+def _bad_levels(seen: Seen) -> Iterator[tuple[str, str]]:
+    for name, value in seen.learned.items():
+        if not bool(torch.isfinite(value).all()):
+            yield "nan", f"{name} is not a number ({_value(value)})"
+        elif float(value.min()) <= 0.0:
+            sign = "negative" if float(value.min()) < 0.0 else "zero"
+            yield "negative", f"{name} is {sign} ({_value(value)}): it quantizes nothing any more"
 
 
 def _value(value: torch.Tensor) -> str:

@@ -1,7 +1,7 @@
 """Clipping at a level that may be learned, then rounding to a uniform grid that ends at that level.
 
 Two implementations of the same equations: composed torch operations, which a compiler fuses into the
-neighbouring layers, and one autograd function for eager mode, which keeps two bytes an element for the backward
+neighbouring layers, and one autograd function for eager mode, which keeps one byte an element for the backward
 pass instead of several floats.
 """
 
@@ -26,14 +26,14 @@ def clip(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
     """
     # The gradient comes from relu's own backward pass, which compares again instead of keeping a mask: a
     # compiler stores such masks slowly. The value comes from a plain clip, because a - (a - x) is not exactly x.
+    finite = x.clamp(min=torch.finfo(x.dtype).min, max=torch.finfo(x.dtype).max)
     if signed:
         value = torch.maximum(torch.minimum(x, level), -level)
-        finite = x.clamp(min=torch.finfo(x.dtype).min, max=torch.finfo(x.dtype).max)
         gradient = F.relu(finite + level) - F.relu(level - finite) - finite
     else:
         value = torch.minimum(x.clamp(min=0), level)
-        # Not clamp: its gradient at exactly 0 is 1 or 0, by torch's version.
-        gradient = level - F.relu(level - torch.where(x < 0, 0.0, x))
+        # Not clamp(min=0) alone: its gradient at exactly 0 is 1 or 0, by torch's version. This one is 1.
+        gradient = level - F.relu(level - (finite + F.relu(-finite)))
     return value.detach() + (gradient - gradient.detach())
 
 
@@ -80,14 +80,16 @@ def clipped_share(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
 
 
 class _EagerClipRound(torch.autograd.Function):
-    """`clip_round` with the straight-through estimator, in few passes and with two masks saved."""
+    """`clip_round` with the straight-through estimator, in few passes; one byte an element is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, level: Tensor, steps: int | None, signed: bool) -> Tensor:
         value = x.float()
-        above = value >= level
-        inside = (value > -level if signed else value >= 0).logical_and_(above.logical_not())
-        ctx.save_for_backward(above, inside)
+        # 0 below the range, 1 inside, 2 above. Comparisons that write floats are three times as fast as those
+        # that write booleans, here and in the products of the backward pass.
+        region = torch.ge(value, level, out=torch.empty_like(value))
+        region += (torch.gt if signed else torch.ge)(value, -level if signed else 0.0, out=torch.empty_like(value))
+        ctx.save_for_backward(region.to(torch.uint8))
         ctx.level_shape, ctx.signed = level.shape, signed
         y = torch.maximum(value, -level) if signed else value.clamp(min=0)
         y = torch.minimum(y, level, out=y)
@@ -97,12 +99,11 @@ class _EagerClipRound(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        above, inside = ctx.saved_tensors
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        (region,) = ctx.saved_tensors
+        side = region.to(grad.dtype).sub_(1)  # -1 below, 0 inside, 1 above
+        grad_x = torch.addcmul(grad, grad * side, side, value=-1) if ctx.needs_input_grad[0] else None
         grad_level = None
         if ctx.needs_input_grad[1]:
-            clipped = grad.float() * above
-            if ctx.signed:
-                clipped -= grad.float() * (above | inside).logical_not_()
+            clipped = grad.float() * (side if ctx.signed else side.clamp_(min=0))
             grad_level = clipped.sum_to_size(ctx.level_shape) if ctx.level_shape else clipped.sum()
         return grad_x, grad_level, None, None

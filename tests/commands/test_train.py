@@ -15,7 +15,7 @@ import qexp.files
 from qexp.commands import eval as evaluation
 from qexp.commands import train
 from qexp.config import Config, parse
-from qexp.errors import CheckpointError, ConfigError, TrainingError
+from qexp.errors import CheckpointError, ConfigError, OutputError, QexpError, TrainingError
 from qexp.runs import RunDirectory, find_runs
 
 from ..composing import compose
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_the_run_goes_on(config, monke
         real(handle)
 
     monkeypatch.setattr(qexp.files.os, "fsync", full)
-    with pytest.raises(TrainingError, match="No space left on device") as caught:
+    with pytest.raises(OutputError, match="No space left on device") as caught:
         train.run(config("trainer.checkpoint_steps=3"))
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
@@ -136,6 +136,92 @@ def test_a_network_that_cannot_be_built_leaves_nothing_behind(config, tmp_path):
     with pytest.raises(ConfigError):
         train.run(config("quantizer.activation.alpha=-1"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=abc",
+        "optimizer.lr=-1",
+        "optimizer.momentum=1",
+        "optimizer.weight_decay=-1",
+        "optimizer.decay=some",
+        "schedule.rise=2",
+        "schedule.start=-1",
+        "task.label_smoothing=1",
+        "+logger.mlflow._target_=qexp.lit.loggers.mlflow",
+        "layers.nothing.bits=3",
+        "model.weights=https://example.org/a.pth",
+        "model.weights=5",
+    ],
+)
+def test_a_mistake_in_any_part_leaves_nothing_behind(config, tmp_path, override, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(QexpError) as caught:
+        train.run(config(override))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preview_says_how_a_failed_run_would_go_on(config, capsys):
+    planned = train.plan(config())
+    planned.run.prepare({}, planned.identity, {})
+    planned.run.write_failure("out of luck", 1)
+    assert train.preview(config())["status"] == "start"
+    planned.run.checkpoint.touch()
+    assert train.preview(config())["status"] == "resume"
+    with planned.run.lock():
+        assert train.preview(config())["status"] == "running"
+    planned.run.write_result({"test_accuracy": None})
+    assert train.preview(config())["status"] == "skip"
+    assert train.run(config())["status"] == "skipped"
+    assert "test accuracy not known" in capsys.readouterr().out
+
+
+def test_an_alpha_of_the_whole_network_is_blamed_once(config):
+    record = train.run(
+        config(
+            "epochs=1", "batch_size=1400", "optimizer.momentum=0", "schedule=constant",
+            "alpha_regularization.lambda_alpha=15", "quantizer.activation.scope=network",
+        )
+    )  # fmt: skip
+    (warning,) = RunDirectory(record["path"]).read_warnings()
+    assert warning.startswith("epoch 1: layer act1 (one for 2 layers): alpha is negative (-5)")
+
+
+def test_events_compare_the_runs_of_a_sweep(config, tmp_path):
+    from tensorboard import context
+    from tensorboard.backend.event_processing import data_provider
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    paths = [train.run(config("epochs=1", "model.hidden=[8]", f"bits={bits}"))["path"] for bits in (2, 3, 4)]
+    events = EventAccumulator(str(Path(paths[0]) / "tensorboard")).Reload()
+    found = set(events.Tags()["scalars"])
+    assert {"train_loss", "train_accuracy", "lr", "test_accuracy", "alpha/act1"} <= found
+    assert {"alpha_grad/act1", "clip_share/act1"} <= found
+    assert events.Tags()["images"] == ["alpha"]
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    backend = backend_context.Context(TBContext(data_provider=provider, logdir=str(tmp_path)))
+    request = api_pb2.ListSessionGroupsRequest(slice_size=9, allowed_statuses=[0, 1, 2, 3])
+    groups = list_session_groups.Handler(context.RequestContext(), backend, "", request).run().session_groups
+    assert sorted(group.hparams["bits.weight"].number_value for group in groups) == [2, 3, 4]
+    assert all("test_accuracy" in [value.name.tag for value in group.metric_values] for group in groups)
+
+
+def test_a_run_that_began_from_weights_is_evaluated_without_them(config, tmp_path, capsys):
+    from qexp import hydra_app
+
+    began = train.run(config("epochs=1", "quantizer=none"))
+    record = train.run(config("epochs=1", f"model.weights={began['path']}"))
+    (Path(began["path"]) / "last.ckpt").unlink()
+    assert hydra_app.main("eval", [record["path"], "trainer.device=cpu"]) == 0
+    assert "the same as in" in capsys.readouterr().out
 
 
 DDP = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.device=cpu", "trainer.progress=false")
@@ -173,6 +259,37 @@ def test_a_signal_to_a_two_process_run_leaves_a_checkpoint_that_goes_on(tmp_path
     assert run.status == "interrupted"
     assert (run.path / "last.ckpt").exists()
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_sweep_and_typing_it_again(tmp_path):
+    line = [*command(tmp_path, "epochs=60", "seed=0,1", "trainer.progress=false"), "-m"]
+    job = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
+        start_new_session=True,
+    )
+    wait_for_rows(tmp_path)
+    os.killpg(job.pid, signal.SIGINT)
+    out, errors = job.communicate(timeout=60)
+    assert job.returncode == 130, errors
+    assert "2 jobs" in out
+    assert "1 interrupted, 1 missing" in out
+    assert "type the same command again" in out
+    assert "Traceback" not in errors
+    (run,) = find_runs(tmp_path)
+    assert (run.status, (run.path / "last.ckpt").exists()) == ("interrupted", True)
+    again = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=_hear_ctrl_c)
+    assert again.returncode == 0, again.stderr
+    assert "going on with" in again.stdout
+    assert [run.status for run in find_runs(tmp_path)] == ["done", "done"]
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
 
 def wait_for_rows(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +61,6 @@ def write_tree(root: Path, photographs: list[np.ndarray], splits: dict[str, int]
 @pytest.fixture
 def tree(tmp_path, photographs) -> Path:
     return write_tree(tmp_path / "tree", photographs, {"train": 6, "test": 3, "val": 2}, (40, 48))
-
-
-@pytest.fixture
-def shared_folder() -> Path:
-    """The folder that holds cifar10.npz and mnist.npz."""
-    return Path(os.environ.get("QEXP_DATA", "data"))
 
 
 @pytest.fixture

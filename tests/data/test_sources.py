@@ -188,12 +188,11 @@ def test_shapes_without_meaning_are_refused(shape):
 @pytest.mark.parametrize(
     ("kind", "name", "shape"), [(CIFAR10, "cifar10", (3, 32, 32)), (MNIST, "mnist", (1, 28, 28))]
 )
-def test_the_real_sets(kind, name, shape, shared_folder, config_folder, monkeypatch):
+def test_the_real_sets(kind, name, shape, real_file, config_folder, monkeypatch):
+    folder = real_file(f"{name}.npz").parent
     monkeypatch.setenv("QEXP_CACHE", "/dev/null/no-cache")  # writing 180 MB is not the point here
-    if not (shared_folder / f"{name}.npz").is_file():
-        pytest.skip(f"no {name}.npz in {shared_folder} (QEXP_DATA)")
     config = yaml.safe_load((config_folder / f"{name}.yaml").read_text())
-    source = kind(root=str(shared_folder), mean=config["mean"], std=config["std"])
+    source = kind(root=str(folder), mean=config["mean"], std=config["std"])
     assert source.shape == shape and len(source.splits["test"].labels) == 10_000
     some = source.splits["train"].images[::20] / 255
     assert np.allclose(source.mean, some.mean(axis=(0, 1, 2)), atol=0.01)

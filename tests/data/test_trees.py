@@ -114,6 +114,7 @@ def test_imagenet_needs_no_data_for_its_shape():
 
 # Python 3.12 and later warn of every fork beside torch's threads; the workers never touch them.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
 def test_imagenet_workers_do_not_change_a_batch(tree):
     for augment in ("crop_flip", "resized_crop"):
         alone = batches_of(imagenet(tree, augment=augment), epoch=3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qexp.files
-from qexp.errors import CheckpointError, TrainingError
+from qexp.errors import CheckpointError, OutputError
 from qexp.lit import checkpoint as checkpoints
 from qexp.lit.checkpoint import DurableCheckpointIO
 
@@ -22,7 +22,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_run, tmp_path, monkeypatch)
     small_run.train(tmp_path, epochs=1)
     before = (tmp_path / "last.ckpt").read_bytes()
     monkeypatch.setattr(qexp.files.os, "fsync", full_disk)
-    with pytest.raises(TrainingError, match=r"last\.ckpt.*No space left on device.*intact"):
+    with pytest.raises(OutputError, match=r"last\.ckpt.*No space left on device.*intact"):
         DurableCheckpointIO().save_checkpoint({"a": torch.ones(9)}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert list(tmp_path.glob(".last.ckpt*")) == []
@@ -38,7 +38,7 @@ def test_a_write_that_fails_inside_torch_is_one_line_too(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(TrainingError, match=r"last\.ckpt.*cannot be written"):
+        with pytest.raises(OutputError, match=r"last\.ckpt.*cannot be written"):
             DurableCheckpointIO().save_checkpoint({"a": torch.ones(10**6)}, target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -113,3 +113,20 @@ def test_without_penalty_alpha_has_no_gradient_from_it():
 def test_settings_without_meaning_are_refused(changes):
     with pytest.raises(ConfigError, match=r"optimizer\."):
         optimizers.sgd(optimizers.parameter_groups(network()), **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "said"),
+    [
+        (optimizers.sgd, {"lr": 0.0}, "optimizer.lr=0.0"),
+        (optimizers.sgd, {"lr": 0.1, "momentum": 1.0}, "optimizer.momentum=1.0: 0 or more, and below 1"),
+        (optimizers.sgd, {"lr": 0.1, "momentum": 0.0, "nesterov": True}, "optimizer.nesterov=true: it needs"),
+        (optimizers.sgd, {"lr": 0.1, "weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
+        (optimizers.adam, {"lr": 0.1, "betas": [0.9]}, r"optimizer.betas=\[0.9\]: two numbers"),
+        (optimizers.adam, {"lr": 0.1, "betas": [0.9, 1.0]}, "optimizer.betas"),
+        (optimizers.adam, {"lr": 0.1, "eps": -1.0}, "optimizer.eps=-1.0"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(make, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        make(optimizers.parameter_groups(nn.Linear(2, 2)), **settings)

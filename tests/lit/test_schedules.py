@@ -59,3 +59,17 @@ def test_warmup_rises_linearly_over_its_epochs():
 def test_a_schedule_without_meaning_is_refused(make):
     with pytest.raises(ConfigError, match=r"schedule\."):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.cosine(final=-0.1),
+        lambda: schedules.onecycle(start=-0.1),
+        lambda: schedules.onecycle(final=-0.1),
+        lambda: schedules.step(every=1, of=2, factor=-1.0),
+    ],
+)
+def test_a_learning_rate_is_never_negative(make):
+    with pytest.raises(ConfigError, match="0 or more"):
+        make()

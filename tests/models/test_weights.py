@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.errors import CheckpointError
@@ -14,8 +15,11 @@ from qexp.models.mlp import MLP
 from qexp.models.resnet_cifar import ResNetV1
 from qexp.models.weights import load_weights
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-PUBLIC_RESNET20 = SHARED / "resnet20-12fca82f.th"
+
+@pytest.fixture(scope="module")
+def public_resnet20(real_file) -> Path:
+    """A checkpoint trained and published by others: post-activation ResNet20, CIFAR-10."""
+    return real_file("resnet20-12fca82f.th")
 
 
 def network(seed: int = 0, hidden: tuple[int, ...] = (6,)) -> MLP:
@@ -61,9 +65,8 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
     source, target = network(1), network(2)
-    safetensors.save_file(source.state_dict(), tmp_path / "net.safetensors")
+    save_file(source.state_dict(), tmp_path / "net.safetensors")
     load_weights(target, tmp_path / "net.safetensors")
     assert same(source, target)
     whole = (tmp_path / "net.safetensors").read_bytes()
@@ -197,33 +200,27 @@ def test_two_names_for_one_layer(tmp_path: Path) -> None:
     refused(tmp_path / "net.pth", "two entries mean fc.bias", model=model)
 
 
-@pytest.mark.skipif(
-    not PUBLIC_RESNET20.is_file(), reason=f"the public ResNet20 checkpoint is not at {PUBLIC_RESNET20}"
-)
 class TestPublicCheckpoint:
-    def test_loads_by_name(self) -> None:
+    def test_loads_by_name(self, public_resnet20: Path) -> None:
         model = ResNetV1(input_shape=(3, 32, 32), num_classes=10)
-        load_weights(model, PUBLIC_RESNET20)
-        theirs = torch.load(PUBLIC_RESNET20, map_location="cpu", weights_only=True)["state_dict"]
+        load_weights(model, public_resnet20)
+        theirs = torch.load(public_resnet20, map_location="cpu", weights_only=True)["state_dict"]
         assert torch.equal(model.fc.weight, theirs["module.linear.weight"])
         assert torch.equal(model.layer2[0].bn1.running_var, theirs["module.layer2.0.bn1.running_var"])
 
-    def test_is_refused_for_another_model(self) -> None:
-        refused(PUBLIC_RESNET20, "are unknown", "are missing")
+    def test_is_refused_for_another_model(self, public_resnet20: Path) -> None:
+        refused(public_resnet20, "are unknown", "are missing")
 
     @pytest.mark.slow
-    def test_reaches_its_published_accuracy(self) -> None:
-        archive = Path(os.environ.get("QEXP_DATA", SHARED)) / "cifar10.npz"
-        if not archive.is_file():
-            pytest.skip(f"no {archive}; set QEXP_DATA to a folder with cifar10.npz")
-        model = ResNetV1(input_shape=(3, 32, 32), num_classes=10).eval()
-        load_weights(model, PUBLIC_RESNET20)
-        with np.load(archive) as arrays:
+    def test_reaches_its_published_accuracy(self, public_resnet20: Path, real_file) -> None:
+        with np.load(real_file("cifar10.npz")) as arrays:
             images, labels = torch.from_numpy(arrays["x_test"]), torch.from_numpy(arrays["y_test"]).flatten()
+        model = ResNetV1(input_shape=(3, 32, 32), num_classes=10).eval().to(memory_format=torch.channels_last)
+        load_weights(model, public_resnet20)
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         correct = 0
         with torch.inference_mode():
-            for batch, truth in zip(images.split(500), labels.split(500), strict=True):
+            for batch, truth in zip(images.split(100), labels.split(100), strict=True):
                 normalized = ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
                 correct += int((model(normalized).argmax(1) == truth).sum())
         assert correct / len(labels) == pytest.approx(0.9173, abs=0.0003)

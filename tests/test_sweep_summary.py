@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qexp.jobs import Record
+from qexp.sweep_summary import print_summary
+
+LONG = "resnet20_v1-cifar10-pact-w4a4-s0-1a2b3c4d"
+
+
+def job(number: int, status: str = "done", **fields: object) -> Record:
+    overrides = f"model=resnet20_v1 quantizer=pact bits={number} layers.layer1.*.bits=8 seed=0"
+    return Record(overrides, status, **{"run_id": LONG, "metric": 0.5, "metric_name": "test_accuracy", **fields})  # type: ignore[arg-type]
+
+
+def test_a_runs_name_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_summary([job(2), job(4, run_id="x" * 60)])
+    printed = capsys.readouterr().out
+    assert f"{LONG}" in printed
+    assert "x" * 60 in printed
+
+
+def test_a_narrow_terminal_folds_the_jobs_and_not_the_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_summary([job(2), Record("model=mlp " + "word " * 20, "done", run_id=LONG)])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert sum(LONG in line for line in lines) == 2
+    assert max(len(line.rstrip()) for line in lines[1:]) <= 80
+
+
+def test_reasons_stand_below_whole_and_the_signal_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "a reason " * 30
+    records = [
+        job(2),
+        job(3, "failed", message=f"{reason}\nmore", metric=None, run_id=""),
+        job(4, "interrupted", message="interrupted by Ctrl-C; type the same command again", metric=None),
+        job(8, "missing", message="not started", metric=None),
+    ]
+    print_summary(records)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(": 1 done, 1 failed, 1 interrupted, 1 missing")
+    assert "model=resnet20_v1" in lines[0]
+    assert f"failed bits=3: {reason.rstrip()}" in [line.rstrip() for line in lines]
+    assert lines[-1] == "interrupted by Ctrl-C; type the same command again"
+
+
+def test_jobs_without_a_metric_have_no_column_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary([job(2, "start", metric=None)])
+    assert "accuracy" not in capsys.readouterr().out
