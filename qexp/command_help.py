@@ -118,8 +118,8 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
         lines += textwrap.wrap(f"  {group:21}{text}", 110, subsequent_indent=" " * 23, break_on_hyphens=False)
     lines += ["", "Keys used most (all of them: --cfg job):"]
     lines += [f"  {key:38}{text}" for key, text in {**_OWN_KEYS.get(command, {}), **_KEYS}.items()]
-    options = {key: text for key, text in _OPTIONS.items() if command == "train" or key not in _TRAIN_ALONE}
-    lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in options.items())]
+    shown = {key: text for key, text in _OPTIONS.items() if command == "train" or key not in _TRAIN_ALONE}
+    lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in shown.items())]
     return "\n".join(lines)
 
 

@@ -123,16 +123,6 @@ def test_a_layers_quantizer_is_looked_up(started: list[Config], capsys: pytest.C
     assert "Did you mean 'dorefa'" in capsys.readouterr().err
 
 
-def test_other_numbers_in_a_defaults_list_are_names(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    header = "# @package _global_\n"
-    (mine / "experiment" / "half.yaml").write_text(header + "defaults:\n  - override /bits: 3.5\n")
-    (mine / "experiment" / "off.yaml").write_text(header + "defaults:\n  - override /quantizer: off\n")
-    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=half"]) == 2
-    assert "bits=3.5: a width is" in capsys.readouterr().err
-    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=off"]) == 2
-    assert "unknown quantizer 'False'" in capsys.readouterr().err
-
-
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A run's folder as somebody else might send it."""
@@ -159,20 +149,6 @@ def test_what_a_run_has_decided_cannot_be_typed(
     assert "bits=2: the run's own config.yaml decides this" in capsys.readouterr().err
     assert hydra_app.main("eval", ["nowhere"]) == 2
     assert "eval.run=nowhere: no run of qexp" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "qexp.runs.os.system"])
-@pytest.mark.parametrize(
-    "place", ["qexp.models.mlp.MLP", "qexp.quantizers.pact.PACT", "qexp.lit.loggers.tensorboard"]
-)
-def test_a_saved_run_passes_the_same_gate(
-    saved: Path, capsys: pytest.CaptureFixture[str], target: str, place: str
-) -> None:
-    file = saved / "config.yaml"
-    file.write_text(file.read_text().replace(place, target))
-    for command in ("eval", "explain"):
-        assert hydra_app.main(command, [str(saved)]) == 2
-        assert f"_target_={target}: refused" in capsys.readouterr().err
 
 
 def test_hydra_leaves_nothing_behind(started: list[Config], tmp_path: Path) -> None:
@@ -216,61 +192,6 @@ def test_a_signal_ends_the_sweep(started: list[Config], capsys: pytest.CaptureFi
     assert hydra_app.main("train", ["-m", "seed=0,15,1,2"]) == 143
     assert [config.seed for config in started] == [0, 15]
     assert "4 jobs: 1 done, 1 interrupted, 2 missing" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        (["epohcs=3"], "unknown key 'epohcs'. Did you mean 'epochs'?"),
-        (["trainer.devise=cpu"], "Did you mean 'trainer.device'?"),
-        (["quantizer=pcat"], "unknown quantizer 'pcat'. Did you mean 'pact'?"),
-        (["quantzer=pact"], "unknown key 'quantzer'. Did you mean 'quantizer'?"),
-        (["+sed=3"], "unknown key 'sed'. Did you mean 'seed'?"),
-        (["experiment=pact/nofig"], "unknown experiment 'pact/nofig'."),
-        (["bits=9"], "bits=9: a width is 1 to 8, or 32"),
-        (["bits=w4a9"], "bits=w4a9: a width is 1 to 8, or 32"),
-        (["bits.weight=9"], "bits.weight=9: a width is 1 to 8, or 32"),
-        (["bits=2,4"], "add -m"),
-        (["bits"], "cannot read 'bits'"),
-        (["bits=3.5"], "bits=3.5: a width is 1 to 8, or 32"),
-        (["bits=null"], "bits=null: a width is 1 to 8, or 32"),
-        (["bits=[4]"], "bits=[4]: name one option of the group 'bits'"),
-        (["quantizer=null"], "unknown quantizer 'null'. Known:"),
-        (["model=3"], "unknown model '3'. Known:"),
-        (["=3"], "cannot read '=3'"),
-        (["layers=4"], "layers=4: a layer is set apart by a pattern: layers.'<glob>'.bits="),
-        (["layers.'fc*'.bist=4"], "cannot read 'layers.'fc*'.bist=4': a layer is set apart by a pattern"),
-        (["seed=99999999999999999999"], "seed=99999999999999999999: a whole number, at least 0, at most"),
-        (["experiment.name="], "experiment.name=: a text."),
-        (["output_dir=null"], "output_dir=null: a text."),
-        (["~epochs"], "epochs is missing: a whole number, at least 1."),
-        (["--bogus"], "unrecognized arguments: --bogus; `qexp train --help`"),
-        (["--cfg", "jbo"], "invalid choice: 'jbo'"),
-        (["epochs=${nowhere}"], "nowhere"),
-        (["model.hidden=[1"], "cannot read"),
-        (["hydra/launcher=slrum"], "unknown hydra/launcher 'slrum'"),
-        (["--config-dir", "nowhere"], "there is no such folder"),
-    ],
-)
-def test_mistakes_end_in_one_line(typed: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert hydra_app.main("train", typed) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert len(error.splitlines()) == 1
-    assert error.startswith("qexp train: ")
-
-
-def test_several_unknown_keys_are_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert hydra_app.main("train", ["epohcs=3", "sed=1", "bits=4"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2
-
-
-def test_broken_yaml_names_file_and_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (mine / "experiment" / "broken.yaml").write_text("a: [1\nb: 2\n")
-    assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=broken"]) == 2
-    error = capsys.readouterr().err
-    assert "broken.yaml, line 2" in error
-    assert len(error.splitlines()) == 1
 
 
 def test_the_printed_configuration_names_layers_by_pattern(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def test_ones_own_folder_adds_and_replaces(tmp_path: Path) -> None:
 
 
 def test_an_unknown_group_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no such group.*'methods'"):
+    with pytest.raises(ConfigError, match=r"no group 'method'.*'methods'"):
         catalog.main(["method"])
     with pytest.raises(ConfigError, match="--config-dir nowhere"):
         catalog.main(["--config-dir", "nowhere"])

@@ -4,9 +4,6 @@ import errno
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from qexp.commands import eval as evaluation
 from qexp.commands import train
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, OutputError, QexpError, TrainingError
-from qexp.runs import RunDirectory, find_runs
+from qexp.runs import RunDirectory
 
 from ..composing import compose
 
@@ -222,82 +219,3 @@ def test_a_run_that_began_from_weights_is_evaluated_without_them(config, tmp_pat
     (Path(began["path"]) / "last.ckpt").unlink()
     assert hydra_app.main("eval", [record["path"], "trainer.device=cpu"]) == 0
     assert "the same as in" in capsys.readouterr().out
-
-
-DDP = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.device=cpu", "trainer.progress=false")
-
-
-def command(tmp_path: Path, *overrides: str) -> list[str]:
-    words = ["epochs=2", f"output_dir={tmp_path}", "model.hidden=[32]", "trainer.threads=1", *overrides]
-    return [sys.executable, "-m", "qexp", "train", *words]
-
-
-@pytest.mark.slow
-def test_a_sweep_of_two_process_runs_whose_middle_job_fails_and_is_typed_again(tmp_path):
-    line = [*command(tmp_path, "optimizer.lr=0.1,1e20,0.2", "epochs=1", *DDP), "-m"]
-    first = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert first.returncode == 1, first.stderr
-    runs = {run.config["optimizer"]["lr"]: run for run in find_runs(tmp_path)}
-    assert {lr: run.status for lr, run in runs.items()} == {0.1: "done", 1e20: "failed", 0.2: "done"}
-    assert "not a number" in runs[1e20].failure
-    results = {lr: (run.path / "result.json").stat().st_mtime_ns for lr, run in runs.items() if lr < 1}
-    again = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert again.stdout.count("done already") == 2
-    assert {lr: (runs[lr].path / "result.json").stat().st_mtime_ns for lr in results} == results
-
-
-@pytest.mark.slow
-def test_a_signal_to_a_two_process_run_leaves_a_checkpoint_that_goes_on(tmp_path):
-    words = command(tmp_path, "epochs=300", *DDP)
-    job = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_rows(tmp_path)
-    job.send_signal(signal.SIGTERM)
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == 143, errors
-    (run,) = find_runs(tmp_path)
-    assert run.status == "interrupted"
-    assert (run.path / "last.ckpt").exists()
-    assert "Traceback" not in errors
-
-
-@pytest.mark.slow
-def test_ctrl_c_during_a_sweep_and_typing_it_again(tmp_path):
-    line = [*command(tmp_path, "epochs=60", "seed=0,1", "trainer.progress=false"), "-m"]
-    job = subprocess.Popen(
-        line,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_hear_ctrl_c,
-        start_new_session=True,
-    )
-    wait_for_rows(tmp_path)
-    os.killpg(job.pid, signal.SIGINT)
-    out, errors = job.communicate(timeout=60)
-    assert job.returncode == 130, errors
-    assert "2 jobs" in out
-    assert "1 interrupted, 1 missing" in out
-    assert "type the same command again" in out
-    assert "Traceback" not in errors
-    (run,) = find_runs(tmp_path)
-    assert (run.status, (run.path / "last.ckpt").exists()) == ("interrupted", True)
-    again = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=_hear_ctrl_c)
-    assert again.returncode == 0, again.stderr
-    assert "going on with" in again.stdout
-    assert [run.status for run in find_runs(tmp_path)] == ["done", "done"]
-
-
-def _hear_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
-
-
-def wait_for_rows(root: Path) -> None:
-    import time
-
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if any(path.read_text().count("train_loss") > 1 for path in root.rglob("metrics.csv")):
-            return
-        time.sleep(0.1)
-    pytest.fail("no epoch was recorded in 90 s")
