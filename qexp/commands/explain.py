@@ -122,11 +122,10 @@ def _label(quantizer: Quantizer | None, kept: str = "float") -> str:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console(width=None if Console().is_terminal else 160)
-    bits, first, last = (report[key] for key in ("bits", "first", "last"))
-    console.print(
-        f"[bold]{report['model']}[/] for {report['dataset']}, quantizer={report['quantizer']}, "
-        f"{_widths(bits)}; first layer {_widths(first)}, last layer {_widths(last)}"
-    )
+    inner, first, last = (_widths(report[key]) for key in ("bits", "first", "last"))
+    quantized = any(layer["weight_bits"] < 32 or layer["activation"] != "float" for layer in report["layers"])
+    bits = f"{inner}; first layer {first}, last layer {last}" if quantized else "everything in float"
+    console.print(f"[bold]{report['model']}[/] for {report['dataset']}, quantizer={report['quantizer']}, {bits}")
     console.print(_layer_table(report))
     if any(site["quantizer"] != "ReLU" for site in report["activations"]):
         console.print(_site_table(report))

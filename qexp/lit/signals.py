@@ -54,7 +54,9 @@ class StopRequest:
         if trainer.world_size > 1:
             wish = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(wish, op=torch.distributed.ReduceOp.MAX)
-            self.signal = int(wish) or None
+            if not int(wish):
+                return False  # a signal that came during the reduction stays asked for: the next step's sees it
+            self.signal = int(wish)
         return self.signal is not None
 
     def end(self) -> None:

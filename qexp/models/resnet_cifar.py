@@ -19,15 +19,17 @@ STAGES = (1, 2, 3)
 """Stage numbers; widths grow by two and sides shrink by two from one to the next."""
 
 
-def blocks_per_stage(depth: int) -> int:
-    """Return n for a network of `depth` = 6 n + 2 weight layers.
+def blocks_per_stage(depth: int, width: int) -> int:
+    """Return n for a network of `depth` = 6 n + 2 weight layers whose first stage has `width` channels.
 
-    >>> blocks_per_stage(20), blocks_per_stage(56)
+    >>> blocks_per_stage(20, 16), blocks_per_stage(56, 16)
     (3, 9)
 
     Raises:
-        ConfigError: no whole n of 1 or more gives this depth.
+        ConfigError: no whole n of 1 or more gives this depth, or the width is below 1.
     """
+    if width < 1:
+        raise ConfigError(f"model.width={width}: the first stage has 1 channel or more (the papers' 16).")
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise ConfigError(
@@ -109,7 +111,7 @@ class PreactivationResNet(nn.Module):
         self, *, input_shape: tuple[int, int, int], num_classes: int, depth: int = 20, width: int = 16
     ) -> None:
         super().__init__()
-        blocks = blocks_per_stage(depth)
+        blocks = blocks_per_stage(depth, width)
         self.conv0 = conv3x3(input_shape[0], width)
         self.bn0 = nn.BatchNorm2d(width)
         self.act0 = nn.ReLU()
@@ -185,7 +187,7 @@ class ResNetV1(nn.Module):
         self, *, input_shape: tuple[int, int, int], num_classes: int, depth: int = 20, width: int = 16
     ) -> None:
         super().__init__()
-        blocks = blocks_per_stage(depth)
+        blocks = blocks_per_stage(depth, width)
         self.conv1 = conv3x3(input_shape[0], width)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,3 +66,13 @@ def test_a_second_signal_ends_at_once():
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 130
+
+
+def test_a_signal_during_the_processes_agreement_is_for_the_next_step(monkeypatch):
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device="cpu"))
+    with StopRequest() as request:
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        assert not request.agreed(trainer)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+        assert request.agreed(trainer)
+        assert request.signal == signal.SIGTERM
