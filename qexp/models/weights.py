@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qexp.errors import CheckpointError
@@ -101,10 +102,6 @@ def refused_name(text: str) -> str:
 
 def read_safetensors(file: Path) -> object:
     """Return the tensors of a `.safetensors` file by name."""
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError(f"{file}: reading it needs `pip install safetensors`.") from error
     try:
         return load_file(file)
     except Exception as error:  # the reader has exceptions of its own
