@@ -12,6 +12,7 @@ from qexp.schema import Reader, finite, one_of
 from qexp.settings import (
     AlphaRegularization,
     Bits,
+    Budget,
     Config,
     Evaluation,
     Experiment,
@@ -24,6 +25,7 @@ from qexp.settings import (
 __all__ = [
     "AlphaRegularization",
     "Bits",
+    "Budget",
     "Config",
     "Evaluation",
     "Experiment",
@@ -51,7 +53,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         ConfigError: with all mistakes, one a line.
     """
     errors: list[str] = []
-    root = Reader(plain, "", errors, (*_REQUIRED, "explain", "eval", "names"))
+    root = Reader(plain, "", errors, (*_REQUIRED, "budget", "explain", "eval", "names"))
     root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
     nodes = {key: root.target(key) for key in _NODES if key in root.node}
@@ -72,6 +74,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "seed": root.integer("seed", 0, LARGEST_SEED),
         "output_dir": root.text("output_dir"),
         "experiment": _experiment(node["experiment"], errors),
+        "budget": _budget(root.node.get("budget"), errors),
         "explain": _explain(root.node.get("explain"), errors),
         "eval": _evaluation(root.node.get("eval"), errors),
         "names": _names(root.node.get("names"), node),
@@ -170,13 +173,20 @@ def _loggers(node: object, errors: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _experiment(node: object, errors: list[str]) -> Experiment:
-    reader = Reader(node, "experiment", errors, ("name",))
+    reader = Reader(node, "experiment", errors, ("name", "grids"))
     name = reader.text("name")
     if name and not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", name):
         errors.append(
             f"experiment.name={name}: a folder below output_dir, of letters, digits, '-', '_', '.', '/'."
         )
     return Experiment(name)
+
+
+def _budget(node: object, errors: list[str]) -> Budget:
+    if node is None:
+        return Budget()
+    reader = Reader(node, "budget", errors, ("name", "short_epochs", "short_samples", "smoke_shape"))
+    return Budget(reader.choice("name", ("full", "short", "smoke")))
 
 
 def _explain(node: object, errors: list[str]) -> Explain:

@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qexp import build
-from qexp.composition import decode_layers, encode_override, loader
+from qexp.composition import QexpLoader, decode_layers, encode_override, loader
 from qexp.errors import ConfigError, Interrupted, QexpError
 from qexp.interrupts import passed_to_workers, raising_on_sigterm
 from qexp.jobs import Job, Record, exit_code, run_job
+from qexp.preflight import look, say
 from qexp.sweep_summary import print_summary
+from qexp.sweeper import expand, sweep
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,12 +139,29 @@ def _sweep(hydra: Hydra, command: str, overrides: list[str], job: Any, launcher:
     waiting = contextlib.nullcontext() if launcher == "basic" else passed_to_workers()
     try:
         with waiting:
-            batches = hydra.multirun(command, job, [f"hydra.sweep.dir={folder}", *overrides])
+            records = _records(hydra, command, [f"hydra.sweep.dir={folder}", *overrides], job)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    records: list[Record] = [done.return_value for batch in batches for done in batch]
     print_summary(records)
     return exit_code(records, sweep=True)
+
+
+def _records(hydra: Hydra, command: str, overrides: list[str], job: Any) -> list[Record]:
+    """Expand the sweep, look at all its jobs before the first one starts, and launch those that can run."""
+    config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    configs = hydra.config_loader
+    assert isinstance(configs, QexpLoader)  # as made in `_run`
+    settings, grids = config.hydra.sweeper, config.experiment.get("grids")
+    jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task))
+    found = look(job.args[0], configs, config, jobs)
+    say(found)
+    context = HydraContext(config_loader=configs, callbacks=Callbacks(config))
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
+
+    def launch(batch: list[list[str]], number: int) -> Sequence[Any]:
+        return [done.return_value for done in launcher.launch(batch, initial_job_idx=number)]
+
+    return [*found.refused, *sweep(found.jobs, launch, settings.max_batch_size)]
 
 
 def _print_config(hydra: Hydra, command: str, overrides: list[str], *, resolve: bool) -> None:

@@ -135,6 +135,7 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
         plain["names"] = {key: str(choices[key]) for key in ("model", "dataset", "quantizer")}
         if plain["experiment"].get("name") is None:
             plain["experiment"]["name"] = str(choices["experiment"])
+    plain["experiment"].pop("grids", None)  # of the sweep, not of one of its jobs
     check_targets(plain)
     return dict(plain)
 
@@ -195,6 +196,15 @@ def _name_methods(job: Job, layers: dict[str, Any]) -> dict[str, Any]:
                 )
             settings["quantizer"] = {"name": name, **OmegaConf.to_container(found.config, resolve=True)}  # type: ignore[dict-item]
     return layers
+
+
+def by_reason(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the failed jobs by the first line of why: one reason often serves many."""
+    reasons: dict[str, list[Record]] = {}
+    for record in records:
+        if record.message and record.status == "failed":
+            reasons.setdefault(record.message.splitlines()[0], []).append(record)
+    return reasons
 
 
 def exit_code(records: Sequence[Record], *, sweep: bool) -> int:

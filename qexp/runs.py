@@ -69,6 +69,8 @@ class RunDirectory:
             ConfigError: the folder cannot be written, or belongs to another configuration.
         """
         try:
+            if self.path.is_symlink() and not self.path.exists():
+                self.path.unlink()  # another experiment's run, which was taken away
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_another(identity)
             atomic_write(self.path / "identity.json", json.dumps(identity, indent=2, sort_keys=True) + "\n")
@@ -224,11 +226,57 @@ def read_run(path: Path) -> Run:
     )
 
 
+_MARKS = frozenset({"config.yaml", "result.json", "failure.json"})
+"""Files that only a run's folder holds."""
+
+
 def find_runs(root: Path) -> list[Run]:
-    """Return every run below `root` (or `root` itself), sorted by path; a missing root has none."""
-    marks = ("config.yaml", "result.json", "failure.json")
-    folders = {found.parent for mark in marks for found in Path(root).rglob(mark) if ".hydra" not in found.parts}
-    return [read_run(folder) for folder in sorted(folders)]
+    """Return every run below `root` (or `root` itself), sorted by path; a missing root has none.
+
+    A link counts where it points at a run itself: one that another experiment made.
+    """
+    return [read_run(folder) for folder in sorted(_run_folders(Path(root)))]
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(root):
+        if _MARKS.intersection(files):
+            yield Path(folder)
+        below[:] = [name for name in below if name != ".hydra"]
+        links = (Path(folder, name) for name in below if Path(folder, name).is_symlink())
+        yield from (link for link in links if any((link / mark).exists() for mark in _MARKS))
+
+
+def made_elsewhere(root: Path, folder: Path) -> Path | None:
+    """Return another folder below `root` that holds the run whose own folder would be `folder`, if there is one.
+
+    Names hold the run's identity, so the same name is the same run: experiments share it instead of repeating it.
+    """
+    if folder.exists() or not root.is_dir():
+        return None
+    for place, below, _ in os.walk(root):
+        if folder.name in below:
+            found = Path(place, folder.name)
+            if not found.is_symlink() and RunDirectory(found).status() != "missing":
+                return found
+        # A run's own folders hold no runs, and are many.
+        below[:] = [name for name in below if not Path(place, name, "identity.json").exists()]
+    return None
+
+
+def link_run(folder: Path, found: Path) -> None:
+    """Make `folder` a relative link to the run in `found`.
+
+    Raises:
+        ConfigError: the link cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():  # what it pointed at is gone
+            folder.unlink()
+        folder.symlink_to(os.path.relpath(found, folder.parent), target_is_directory=True)
+    except OSError as error:
+        raise RunDirectory(folder)._not_writable(error) from error
 
 
 def _read_json(path: Path) -> Any:

@@ -65,6 +65,13 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """`name` is full, short or smoke; the other keys of the group are what these names stand for."""
+
+    name: str = "full"
+
+
+@dataclass(frozen=True)
 class Explain:
     """What `qexp explain` shows: the run in folder `run` (None: the network composed here), as text or JSON."""
 
@@ -106,6 +113,7 @@ class Config:
     seed: int
     output_dir: str
     experiment: Experiment
+    budget: Budget
     explain: Explain
     eval: Evaluation
     names: dict[str, str]

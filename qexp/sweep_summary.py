@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qexp.jobs import Record
+from qexp.jobs import Record, by_reason
 
 COLOURS = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "done": "green"}
+MOST_NAMED = 3
+"""Jobs that one reason names; the table above shows them all."""
 WIDE = 10_000
 """Columns where no terminal sets a limit: a file's or a pipe's lines are never folded."""
 
@@ -25,10 +27,11 @@ def print_summary(records: Sequence[Record]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(escape(title), soft_wrap=True, highlight=False)
     console.print(_table(records, shared))
-    for record in records:
-        if record.message and record.status == "failed":
-            text = f"failed {_own(record, shared)}: {record.message.splitlines()[0]}"
-            console.print(escape(text), style=COLOURS["failed"], soft_wrap=True, highlight=False)
+    for reason, failed in by_reason(records).items():
+        names = "; ".join(_own(record, shared) for record in failed[:MOST_NAMED])
+        more = f"; {len(failed) - MOST_NAMED} more" if len(failed) > MOST_NAMED else ""
+        text = f"failed {names}{more}: {reason}"
+        console.print(escape(text), style=COLOURS["failed"], soft_wrap=True, highlight=False)
     stopped = next((record.message for record in records if record.status == "interrupted"), None)
     if stopped:
         console.print(escape(stopped), style=COLOURS["interrupted"], soft_wrap=True, highlight=False)

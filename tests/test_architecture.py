@@ -51,6 +51,8 @@ BESIDE = {
     "messages": 7,
     "jobs": 7,
     "sweep_summary": 7,
+    "sweeper": 7,
+    "preflight": 7,
     "streams": 0,
     "command_help": 8,
     "__main__": 9,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qexp import hydra_app, jobs
+from qexp import hydra_app, jobs, preflight
 from qexp.composition import decode_overrides, encode_override
 from qexp.config import Config
 from qexp.errors import ConfigError, Interrupted
@@ -33,6 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
         return {"status": "done", "run_id": f"run{len(found)}", "metrics": {"m": 0.5}, "primary_metric": "m"}
 
     monkeypatch.setattr(jobs, "_execute", note)
+    monkeypatch.setattr(preflight, "run_of", lambda config: None)
     monkeypatch.setattr(jobs, "_interrupted_by", [])
     monkeypatch.chdir(tmp_path)
     return found

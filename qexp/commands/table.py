@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qexp.errors import ConfigError
-from qexp.published import artefact_names, is_artefact, load_artefact
+from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.collect import DEFAULT_ROOT, collect
 from qexp.report.measured import measured_table
 from qexp.report.tables import FORMATS, SUFFIXES, Table, render
 from qexp.report.verdicts import published_table
-from qexp.runs import atomic_write, find_runs
+from qexp.runs import Run, atomic_write, find_runs
 
 _EXAMPLES = """\
 examples:
@@ -23,7 +23,8 @@ examples:
   qexp table --metric test_loss --format markdown
   qexp table outputs/train --output runs.tex   the form follows the name: .md .csv .tex .txt
   qexp table pact/table1                       the paper's table: published | measured | difference | verdict
-  qexp table pact/table1 --only resnet20 --runs outputs/train
+  qexp table pact/table1 --only resnet20       rows that contain this; its runs are in outputs/pact/table1
+  qexp table pact/table1 --runs FOLDER         its runs are elsewhere
 
 A row is a group of runs that differ in nothing but the seed. From three seeds on it has a 95% t-interval.
 """
@@ -106,9 +107,15 @@ def _published(arguments: argparse.Namespace) -> Table:
     rows = list(dict.fromkeys(cell.row for cell in artefact.cells))
     if not any(arguments.only.lower() in row.lower() for row in rows):
         raise ConfigError(f"--only {arguments.only}: no row contains this; the rows are {', '.join(rows)}")
-    # Without runs the table still tells what to run: an empty default folder is no mistake here.
-    runs = collect(arguments.runs) if arguments.runs else find_runs(Path(DEFAULT_ROOT))
-    return published_table(artefact, runs, arguments.only)
+    return published_table(artefact, runs_of(artefact, arguments.runs), arguments.only)
+
+
+def runs_of(artefact: Artefact, roots: Sequence[Path] | None) -> list[Run]:
+    """Return the runs in `roots`, else those that the artefact's own experiment made.
+
+    Without any, the table still tells what to run: an empty default folder is no mistake.
+    """
+    return collect(roots) if roots else find_runs(Path(DEFAULT_ROOT, artefact.full_name))
 
 
 def _form_of(output: Path | None) -> str:

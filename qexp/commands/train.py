@@ -16,7 +16,7 @@ from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
 from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
-from qexp.runs import FORMAT_VERSION, RunDirectory
+from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_elsewhere
 
 PRIMARY_METRIC = "test_accuracy"
 
@@ -29,6 +29,8 @@ class Planned:
     source: Any
     identity: dict[str, Any]
     run: RunDirectory
+    link: Path | None = None
+    """This experiment's own folder, where another experiment has begun or made the run."""
 
     @property
     def run_id(self) -> str:
@@ -63,6 +65,8 @@ def plan(config: Config) -> Planned:
     content = identity(config, digests, compiled=compiled)
     name = run_id(config, content)
     folder = Path(config.output_dir) / config.experiment.name / name
+    if (found := made_elsewhere(Path(config.output_dir), folder)) is not None:
+        return Planned(config, source, content, RunDirectory(found), link=folder)
     return Planned(config, source, content, RunDirectory(folder))
 
 
@@ -120,6 +124,8 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return preview(config)
     planned = plan(config)
+    if planned.link is not None and distributed.rank() == 0:
+        link_run(planned.link, planned.run.path)
     result = planned.run.read_result()
     if result is not None:
         accuracy = result.get(PRIMARY_METRIC)
@@ -204,7 +210,7 @@ def _train(planned: Planned, network: Any) -> dict[str, Any]:
         "compiled": compiled,
         "config_digest": config_digest(config),
         "data_digest": planned.identity["digests"]["data"],
-        "budget": {"epochs": config.epochs, "train_seconds": round(seconds, 3)},
+        "budget": {"name": config.budget.name, "epochs": config.epochs, "train_seconds": round(seconds, 3)},
         "warnings": run_folder.read_warnings(),
     }
     run_folder.write_result(result)

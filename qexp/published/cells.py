@@ -1,12 +1,15 @@
-"""Published numbers, read from `qexp/published/<paper>.yaml`: a file per paper, an artefact per table or figure.
+"""Published numbers, read from `qexp/published/*.yaml`: an artefact per table or figure, its paper in the head.
 
 An artefact names its columns, each with the settings a run must have (`quantizer`, `bits`, or any dotted key of a
-run's configuration), and its rows, each with settings of its own, the paper's recipe and the printed values by
-column. A value is a number, or a mapping when there is more to say of it:
+run's configuration), and its rows, each with settings of its own (`keys`), the paper's recipe and the printed
+values by column. A row without `keys` is a method that qexp does not have: it is shown as printed. A value is a
+number, or a mapping when there is more to say of it:
 
     DoReFa 2b: {printed: 46.4, reading: 53.6, note: "the table holds the error; Table 1 prints .536"}
 
 `printed` is what the page says, `reading` what it must mean; a column that the paper leaves empty is left out.
+The experiment of the same name makes the runs (`qexp train experiment=pact/table1`); a row's `run` says which
+words pick its part. `degradation` is a loss against float in points, or against the run that `baseline` describes.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ from qexp.errors import ConfigError, did_you_mean
 HOW = ("printed", "read_off", "derived")
 """How a number was obtained: printed in a table or the text, read off a figure, or computed from other numbers."""
 
-TO_FRACTION = {"fraction": 1.0, "percent": 0.01}
+FIGURES = ("cells", "curves", "alpha", "scan", "system")
+"""How `qexp plot` shows an artefact: every cell beside what was measured, the runs' learning curves or clip
+levels, the loss against one clip level, the system model."""
+
+TO_FRACTION = {"fraction": 1.0, "percent": 0.01, "points": 0.01}
 """Units of shares; every other unit is a quantity of its own and keeps its value."""
 
 _CELL_KEYS = {"printed", "reading", "how", "note"}
@@ -36,15 +43,17 @@ class Cell:
 
     Attributes:
         row, column: the labels of the printed table.
-        keys: what a run must be to stand beside it (`model`, `dataset`, `quantizer`, `bits`, dotted config keys).
+        keys: what a run must be to stand beside it (`model`, `quantizer`, `bits`, dotted config keys); empty for a
+            method that qexp does not have.
         value: as printed, in `unit`.
         reading: the corrected value where the page has a misprint, else None.
-        quantity: `accuracy`, `error`, or what else is counted.
+        quantity: `accuracy`, `error`, `degradation`, or what else is counted.
         metric: the name in a run's result that measures the same; an error is compared as one minus it.
         source: reference and table or figure; `page` where known.
         how: one of `HOW`.
         recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
-        overrides: the words of the command line that set this recipe.
+        run: the words that pick its row's part of the experiment.
+        baseline: of a degradation: what the run that it is taken against must be; empty for the float network.
     """
 
     paper: str
@@ -62,7 +71,8 @@ class Cell:
     reading: float | None = None
     note: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    overrides: tuple[str, ...] = ()
+    run: str = ""
+    baseline: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def comparable(self) -> float:
@@ -75,7 +85,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Artefact:
-    """One table or figure: its cells, and `spread`, the paper's own run-to-run spread in units of the metric."""
+    """One table or figure: its cells, and `spread`, the paper's own run-to-run spread in units of the metric.
+
+    `figure` is one of `FIGURES`.
+    """
 
     paper: str
     name: str
@@ -85,6 +98,12 @@ class Artefact:
     spread: float
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    figure: str = "cells"
+
+    @property
+    def full_name(self) -> str:
+        """`<paper>/<artefact>`, which is its experiment's name too."""
+        return f"{self.paper}/{self.name}"
 
 
 def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
@@ -111,6 +130,7 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             spread=float(body["spread"]),
             notes=tuple(" ".join(note.split()) for note in body.get("notes", ())),
             cells=cells,
+            figure=_one_of(body.get("figure", "cells"), FIGURES, f"{plain['paper']}/{name}: figure"),
         )
     return artefacts
 
@@ -125,10 +145,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
             detail = dict(value) if isinstance(value, Mapping) else {"printed": value}
             if unknown := sorted(set(detail) - _CELL_KEYS):
                 raise ConfigError(f"{where}: unknown field '{unknown[0]}'.{did_you_mean(unknown[0], _CELL_KEYS)}")
-            how = detail.get("how", body["how"])
-            if how not in HOW:
-                raise ConfigError(f"{where}: how={how!r} is none of {', '.join(HOW)}")
-            keys = {**entry["keys"], **body["columns"][column]}
+            keys = {**entry["keys"], **body["columns"][column]} if "keys" in entry else {}
             yield Cell(
                 paper=plain["paper"],
                 artefact=name,
@@ -140,23 +157,30 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 quantity=body["quantity"],
                 metric=body["metric"],
                 source=f"{plain['reference']}, {body['source']}",
-                how=how,
+                how=_one_of(detail.get("how", entry.get("how", body["how"])), HOW, f"{where}: how"),
                 page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
                 recipe={**body.get("recipe", {}), **entry.get("recipe", {})},
-                overrides=tuple(entry.get("overrides", ())),
+                run=entry.get("run", ""),
+                baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},
             )
+
+
+def _one_of(value: str, options: tuple[str, ...], where: str) -> str:
+    if value not in options:
+        raise ConfigError(f"{where}={value!r} is none of {', '.join(options)}")
+    return value
 
 
 @cache
 def _papers() -> dict[str, dict[str, Artefact]]:
     """Read every data file of the package: paper -> artefact name -> artefact."""
-    papers = {}
+    papers: dict[str, dict[str, Artefact]] = {}
     for file in sorted(resources.files("qexp.published").iterdir(), key=lambda entry: entry.name):
         if file.name.endswith(".yaml"):
             plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-            papers[plain["paper"]] = parse_paper(plain)
+            papers.setdefault(plain["paper"], {}).update(parse_paper(plain))
     return papers
 
 

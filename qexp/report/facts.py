@@ -23,6 +23,7 @@ _NO_RECIPE = (
     "names",
     "seed",
     "experiment",
+    "budget",
     "output_dir",
     "logger",
     "explain",
@@ -81,12 +82,21 @@ class Facts:
 
     @property
     def shortened(self) -> str:
-        """`30 of 200 epochs` where the schedule was written for a longer run or the result says so, else empty."""
-        full = self.recipe.get("schedule.of")
+        """`30 of 200 epochs`, with fewer training samples and a smoke budget named; empty for the full budget."""
+        full, samples = self.recipe.get("schedule.of"), self.recipe.get("dataset.train_samples")
+        parts = []
         if isinstance(full, int) and self.epochs is not None and self.epochs < full:
-            return f"{self.epochs} of {full} epochs"
-        budget = (self.run.result or {}).get("budget")
-        return str(budget) if isinstance(budget, str) and budget not in ("", "full") else ""
+            parts.append(f"{self.epochs} of {full} epochs")
+        if samples is not None:
+            parts.append(f"{samples} training samples")
+        if self.smoke:
+            parts.append(f"smoke test on {self.dataset}")
+        return ", ".join(parts)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether it was made to see the path run, on other data: its numbers mean nothing."""
+        return _node(self.run.config, "budget").get("name") == "smoke"
 
     def get(self, key: str) -> Any:
         """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""

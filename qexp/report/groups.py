@@ -82,11 +82,13 @@ def metric_of(member: Facts, metric: str) -> float:
 
 
 def metrics_of(member: Facts) -> dict[str, float]:
-    """Return every number that a finished run reported, by name."""
+    """Return every number that a finished run reported, by name; with the lowest and the highest of its alphas."""
     result = member.run.result or {}
     found = dict(result.get("metrics") or {})
     if "test_accuracy" in result:
         found.setdefault("test_accuracy", result["test_accuracy"])
+    if alphas := [value for name, value in found.items() if name.startswith("alpha/") and value is not None]:
+        found |= {"alpha_lowest": min(alphas), "alpha_highest": max(alphas)}
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 

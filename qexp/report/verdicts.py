@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qexp.published import Artefact, Cell
 from qexp.report.facts import ABSENT, SUBJECT, Facts
 from qexp.report.groups import Group, group_runs
-from qexp.report.intervals import LEAST, Summary
+from qexp.report.intervals import LEAST, Summary, summarize
 from qexp.report.measured import caption, usable
 from qexp.report.numbers import difference_text, interval_text, published_text, unit, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
 
 SEEDS = ",".join(str(seed) for seed in range(LEAST))
-"""The seeds that a missing cell asks for: as many as a verdict needs."""
+"""The seeds that a verdict needs."""
+
+PUBLISHED_ONLY = "published only"
+"""Said of a cell that no run of qexp can stand beside."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published cell, and the runs of one recipe that measure the same; None where there are none.
+
+    `measured` is in the cell's own quantity: of a degradation the loss against its baseline, seed by seed, None
+    where that baseline was not run.
+    """
+
+    cell: Cell
+    group: Group | None = None
+    measured: Summary | None = None
 
 
 def verdict(published: float, measured: Summary, spread: float) -> str:
@@ -54,19 +71,16 @@ def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> 
         One row per cell and recipe that was run, `not run` where there is none; the commands that would fill these
         stand below the table, and in each record.
     """
-    finished, _ = usable_for(artefact, runs)
+    shown = [entry for entry in entries(artefact, runs) if only.lower() in entry.cell.row.lower()]
     cells = [cell for cell in artefact.cells if only.lower() in cell.row.lower()]
-    entries: list[tuple[Cell, Group | None]] = []
-    for cell in cells:
-        entries += [(cell, group) for group in matching(cell, finished)] or [(cell, None)]
-    groups = [group for _, group in entries if group is not None]
-    missing = [cell for cell, group in entries if group is None]
-    unfinished = [run for run in runs if run.status != "done" and _named_like(run, cells)]
+    groups = [entry.group for entry in shown if entry.group is not None]
+    missing = [entry.cell for entry in shown if entry.cell.keys and entry.measured is None]
+    unfinished = [run for run in runs if run.status != "done"]
     return Table(
-        title=f"{artefact.paper}/{artefact.name}: {artefact.title} ({artefact.source})",
-        columns=_columns(artefact.metric),
-        rows=[_row(cell, group, artefact) for cell, group in entries],
-        records=[_record(cell, group, artefact) for cell, group in entries],
+        title=f"{artefact.full_name}: {artefact.title} ({artefact.source})",
+        columns=_columns(artefact),
+        rows=[_row(entry, artefact) for entry in shown],
+        records=[_record(entry, artefact) for entry in shown],
         caption=f"Published: as printed, {artefact.source}. {caption(groups, artefact.metric)}",
         notes=[
             *artefact.notes,
@@ -77,16 +91,39 @@ def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> 
     )
 
 
+def entries(artefact: Artefact, runs: Sequence[Run]) -> list[Entry]:
+    """Return the artefact's cells in their order, each with every group of runs that measures it."""
+    finished, _ = usable_for(artefact, runs)
+    found = []
+    for cell in artefact.cells:
+        groups = matching(cell.keys, cell.metric, finished) if cell.keys else []
+        found += [Entry(cell, group, _measured(cell, group, finished)) for group in groups] or [Entry(cell)]
+    return found
+
+
+def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | None:
+    if cell.quantity != "degradation":
+        return group.summary
+    same = [run for run in finished if run.baseline_key() == group.first.baseline_key()]
+    wanted = cell.baseline or {"quantizer": "none"}
+    for baseline in matching(wanted, cell.metric, same):
+        base = baseline.by_seed
+        lost = [base[seed] - value for seed, value in group.by_seed.items() if seed in base]
+        if lost:
+            return summarize(lost)
+    return None
+
+
 def usable_for(artefact: Artefact, runs: Sequence[Run]) -> tuple[list[Facts], list[str]]:
     """Return the finished runs that report the artefact's metric; a foreign metric is no mistake here."""
     holding = [run for run in runs if artefact.metric in ((run.result or {}).get("metrics") or run.result or {})]
     return usable(holding, artefact.metric)
 
 
-def matching(cell: Cell, finished: Sequence[Facts]) -> list[Group]:
-    """Return the groups of runs that measure what the cell holds, one per recipe."""
-    fitting = [run for run in finished if all(str(run.get(key)) == value for key, value in cell.keys.items())]
-    return group_runs(fitting, cell.metric)
+def matching(keys: Mapping[str, str], metric: str, finished: Sequence[Facts]) -> list[Group]:
+    """Return the groups of runs that are what `keys` say, one per recipe."""
+    fitting = [run for run in finished if all(_same(run.get(key), value) for key, value in keys.items())]
+    return group_runs(fitting, metric)
 
 
 def departures(cell: Cell, group: Group) -> list[str]:
@@ -95,48 +132,35 @@ def departures(cell: Cell, group: Group) -> list[str]:
     Settings that a run does not have (a clip level's scope in a float network) are no departure.
     """
     one = group.first
-    found = []
-    for key, wanted in sorted(cell.recipe.items(), key=lambda item: item[0] != "epochs"):
+    found = [f"shortened budget: {one.shortened}"] if one.shortened else []
+    for key, wanted in cell.recipe.items():
         value = one.get(key)
-        if value == ABSENT or _same(value, wanted):
-            continue
-        short = key == "epochs" and int(value) < int(wanted)
-        budget = f"shortened budget: {value} of the paper's {wanted} epochs"
-        found.append(budget if short else f"{key}={value}, paper {wanted}")
+        short = key == "epochs" and one.shortened and float(value) < float(wanted)
+        if value != ABSENT and not short and not (one.smoke and key == "dataset") and not _same(value, wanted):
+            found.append(f"{key}={value}, paper {wanted}")
     found += [f"{key}={value}" for key, value in one.recipe.items() if key.startswith("layers.")]
-    found += [f"{key}={value}" for key, value in group.keys.items() if key not in (*SUBJECT, *cell.recipe)]
+    told = (*SUBJECT, *cell.recipe, *cell.keys, "dataset.train_samples")
+    found += [f"{key}={value}" for key, value in group.keys.items() if key not in told]
     if one.precision not in ("float32", ABSENT):
         found.append(f"trained in {one.precision}")
     return list(dict.fromkeys(found))
 
 
-def command(cell: Cell, bits: str | None = None) -> str:
-    """Return the command that fills a cell: the paper's recipe, and as many seeds as a verdict needs."""
-    keys = cell.keys
-    words = [f"{key}={keys[key]}" for key in ("model", "dataset", "quantizer") if key in keys]
-    if bits or "bits" in keys:
-        words.append(f"bits={bits or _short(keys['bits'])}")
-    words += [f"{key}={value}" for key, value in keys.items() if key not in SUBJECT]
-    words += [f"{key}={cell.recipe[key]}" for key in ("epochs", "batch_size") if key in cell.recipe]
-    overrides = [f"'{word}'" if "[" in word else word for word in cell.overrides]
-    return " ".join(["qexp train -m", *words, *overrides, f"seed={SEEDS}"])
+def command(cells: Sequence[Cell]) -> str:
+    """Return the command that fills cells of one artefact: its experiment, and of several recipes theirs."""
+    parts = list(dict.fromkeys(cell.run for cell in cells if cell.run))
+    return " ".join(["qexp train", f"experiment={cells[0].paper}/{cells[0].artefact}", *parts[:1]])
 
 
 def _commands(missing: Sequence[Cell]) -> Iterator[tuple[str, str]]:
-    """Yield one command for the missing cells of one row and quantizer: a sweep over their bits."""
-    sweeps: dict[tuple[str, ...], list[Cell]] = {}
+    """Yield a command for the missing cells of each recipe; the same runs serve all of its rows."""
+    parts: dict[str, list[Cell]] = {}
     for cell in missing:
-        rest = tuple(value for key, value in cell.keys.items() if key != "bits")
-        sweeps.setdefault((cell.row, *rest), []).append(cell)
-    for cells in sweeps.values():
-        bits = ",".join(_short(cell.keys["bits"]) for cell in cells if "bits" in cell.keys)
-        yield f"{cells[0].row}, {', '.join(cell.column for cell in cells)}", command(cells[0], bits)
-
-
-def _short(bits: str) -> str:
-    """Return `4` for `w4a4`, the form that people type; other pairs as they are."""
-    weight, _, activation = bits.removeprefix("w").partition("a")
-    return weight if weight == activation else bits
+        parts.setdefault(cell.run, []).append(cell)
+    for cells in parts.values():
+        rows = dict.fromkeys(cell.row for cell in cells)
+        label = f"{len(cells)} cells of {', '.join(rows)}" if len(cells) > 1 else cells[0].row
+        yield label, f"{command(cells)} seed={SEEDS}"
 
 
 def _same(value: Any, wanted: Any) -> bool:
@@ -147,29 +171,31 @@ def _same(value: Any, wanted: Any) -> bool:
         return str(value) == str(wanted)
 
 
-def _named_like(run: Run, cells: Sequence[Cell]) -> bool:
-    """Tell whether an unfinished run would fill one of the cells, by its name."""
-    starts = ("-".join(cell.keys[key] for key in SUBJECT if key in cell.keys) + "-" for cell in cells)
-    return run.path.name.startswith(tuple(starts))
-
-
 def _cell_notes(cells: Sequence[Cell]) -> list[str]:
-    """Return the notes of cells and rows, and each misprint with the value that is used instead."""
-    notes = [f"{cell.row}, {cell.column}: {cell.note}" for cell in cells if cell.note and cell.column == "FP"]
-    notes += [
+    """Return the notes of cells and rows, each once, and each misprint with the value that is used instead."""
+    notes: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.note:
+            notes.setdefault(cell.note, []).append(cell)
+    lines = []
+    for note, told in notes.items():
+        where = f"{told[0].row}, {told[0].column}" if len(told) == 1 else told[0].row
+        lines.append(f"{where}: {note}")
+    lines += [
         f"* {cell.row}, {cell.column}: a misprint, printed {cell.value:g}, read as {cell.reading:g}"
         for cell in cells
         if cell.reading is not None
     ]
-    return notes
+    return lines
 
 
-def _columns(metric: str) -> list[Column]:
+def _columns(artefact: Artefact) -> list[Column]:
+    share = " (points)" if _is_degradation(artefact) else unit(artefact.metric)
     return [
-        Column("network", "network"),
-        Column("method", "method"),
-        Column("published", f"published{unit(metric)}", number=True),
-        Column("measured", f"measured{unit(metric)}", number=True),
+        Column("network", "row"),
+        Column("method", "column"),
+        Column("published", f"published{share}", number=True),
+        Column("measured", f"measured{share}", number=True),
         Column("n", "n", number=True),
         Column("interval", "95% interval"),
         Column("difference", "measured − published", number=True),
@@ -178,8 +204,12 @@ def _columns(metric: str) -> list[Column]:
     ]
 
 
-def _row(cell: Cell, group: Group | None, artefact: Artefact) -> dict[str, str]:
-    metric = artefact.metric
+def _is_degradation(artefact: Artefact) -> bool:
+    return any(cell.quantity == "degradation" for cell in artefact.cells)
+
+
+def _row(entry: Entry, artefact: Artefact) -> dict[str, str]:
+    cell, summary, metric = entry.cell, entry.measured, artefact.metric
     mark = "" if cell.how == "printed" else f" ({cell.how.replace('_', ' ')})"
     mark += "*" if cell.reading is not None else ""
     row = {
@@ -187,27 +217,37 @@ def _row(cell: Cell, group: Group | None, artefact: Artefact) -> dict[str, str]:
         "method": cell.column,
         "published": published_text(cell.comparable, metric) + mark,
         **dict.fromkeys(("measured", "interval", "difference"), ABSENT),
-        "n": "0",
-        "verdict": "not run",
-        "remarks": "",
+        "n": "0" if cell.keys else ABSENT,
+        "verdict": judged(entry, artefact),
+        "remarks": "; ".join(departures(cell, entry.group)) if entry.group is not None else "",
     }
-    if group is None:
+    if summary is None:
         return row
-    summary = group.summary
     return row | {
         "measured": value_text(summary.mean, metric),
         "n": str(summary.n),
         "interval": interval_text(summary, metric),
         "difference": difference_text(summary.mean - cell.comparable, metric),
-        "verdict": verdict(cell.comparable, summary, artefact.spread),
-        "remarks": "; ".join(departures(cell, group)),
     }
 
 
-def _record(cell: Cell, group: Group | None, artefact: Artefact) -> dict[str, object]:
-    summary = None if group is None else group.summary
+def judged(entry: Entry, artefact: Artefact) -> str:
+    """Return the verdict on an entry, or why there is none."""
+    if not entry.cell.keys:
+        return PUBLISHED_ONLY
+    if entry.group is None:
+        return "not run"
+    if entry.measured is None:
+        return "its baseline is not run"
+    if entry.group.first.smoke:
+        return "none: a smoke test"
+    return verdict(entry.cell.comparable, entry.measured, artefact.spread)
+
+
+def _record(entry: Entry, artefact: Artefact) -> dict[str, object]:
+    cell, group, summary = entry.cell, entry.group, entry.measured
     return {
-        "network": cell.row,
+        "row": cell.row,
         "column": cell.column,
         "published": cell.comparable,
         "source": cell.source,
@@ -217,7 +257,7 @@ def _record(cell: Cell, group: Group | None, artefact: Artefact) -> dict[str, ob
         "interval_low": None if summary is None else summary.low,
         "interval_high": None if summary is None else summary.high,
         "difference": None if summary is None else summary.mean - cell.comparable,
-        "verdict": "not run" if summary is None else verdict(cell.comparable, summary, artefact.spread),
+        "verdict": judged(entry, artefact),
         "remarks": "" if group is None else "; ".join(departures(cell, group)),
-        "command": command(cell) if group is None else "",
+        "command": command([cell]) if cell.keys and group is None else "",
     }

@@ -61,7 +61,7 @@ def test_a_published_table_without_runs_tells_what_to_run(
     assert table.main(["pact/table1"]) == 0
     out = capsys.readouterr().out
     assert out.count("not run") == 45
-    assert "qexp train -m model=resnet50 dataset=imagenet quantizer=pact bits=2,3,4,5 epochs=110" in out
+    assert "qexp train experiment=pact/table1 recipe=pact/resnet50 seed=0,1,2" in out
 
 
 def test_a_published_table_beside_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

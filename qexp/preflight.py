@@ -1,0 +1,106 @@
+"""Before a sweep starts: every job is planned, so that what cannot run is known before any time is spent."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from qexp.composition import FAILURE, QexpLoader, decode_overrides
+from qexp.config import Config, parse
+from qexp.errors import ConfigError, QexpError
+from qexp.jobs import Job, Record, by_reason, plain_config
+
+
+@dataclass
+class Preflight:
+    """What is known of a sweep before it starts.
+
+    Attributes:
+        jobs: the overrides of each job to launch.
+        refused: a record of each job that cannot run, with the reason.
+        same: the words of jobs that mean one run; the first of them is launched.
+    """
+
+    jobs: list[list[str]] = field(default_factory=list)
+    refused: list[Record] = field(default_factory=list)
+    same: list[list[str]] = field(default_factory=list)
+
+
+def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> Preflight:
+    """Plan every job of a sweep; only `qexp train` has something to find out.
+
+    Args:
+        job: the command's.
+        loader: composes the jobs; each is composed a second time when it runs, from the loader's memory.
+        master: the composed configuration that all jobs share.
+        jobs: the overrides of each.
+    """
+    found = Preflight()
+    words: dict[str, list[str]] = {}
+    for overrides in map(list, jobs):
+        typed = decode_overrides(overrides)
+        composed = loader.load_sweep_config(master, overrides)
+        try:
+            run = _run_of(job, composed)
+        except QexpError as error:
+            found.refused.append(Record(typed, "failed", error.exit_code, message=str(error)))
+            continue
+        if run is None or run not in words:
+            found.jobs.append(overrides)
+        words.setdefault(run or typed, []).append(typed)
+    found.same = [typed for typed in words.values() if len(typed) > 1]
+    return found
+
+
+def say(found: Preflight) -> None:
+    """Print what cannot run, each reason once, and which jobs are one run."""
+    for reason, records in by_reason(found.refused).items():
+        names = records[0].overrides if len(records) == 1 else f"{len(records)} jobs ({records[0].overrides}, ...)"
+        print(f"cannot run {names}: {reason}", file=sys.stderr, flush=True)
+    if found.refused and found.jobs:
+        print(f"starting the other {len(found.jobs)} jobs", file=sys.stderr, flush=True)
+    for typed in found.same:
+        print(f"one run, made once: {'; '.join(typed)}", flush=True)
+
+
+def _run_of(job: Job, composed: DictConfig) -> str | None:
+    """Return the run that a job would make or skip, None for a command that makes none."""
+    if FAILURE in composed:
+        raise ConfigError(str(composed[FAILURE]))
+    if job.command != "train":
+        return None
+    HydraConfig.instance().set_config(copy.deepcopy(composed))  # makes what it gets read-only
+    config = copy.deepcopy(composed)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return run_of(parse(plain_config(job, config)))
+
+
+def run_of(config: Config) -> str | None:
+    """Return the name of the run that `config` means; unless it is done, its network must be buildable.
+
+    Raises:
+        QexpError: the data are missing, or the method does not support what is asked of it.
+    """
+    from qexp.commands import train
+
+    planned = train.plan(config)
+    if planned.run.read_result() is None:
+        _check_network(planned.config, planned.source)
+    return planned.run_id
+
+
+def _check_network(config: Config, source: Any) -> None:
+    import torch
+
+    from qexp.commands.network import build_network
+
+    if config.model.get("weights") is None:
+        with torch.device("meta"):  # shapes without numbers: what a method refuses shows there
+            build_network(config, source)

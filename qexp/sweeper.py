@@ -1,0 +1,134 @@
+"""A sweep as a union of grids, checked whole before its first job starts.
+
+Hydra's own sweeper runs one grid, the product of all comma lists. A paper's table is mostly a union of several:
+one float network, two methods at four widths. An experiment lists them under `experiment.grids`, each written as
+on the command line: `quantizer=pact,dorefa bits=2,3,4,5`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from qexp.composition import encode_override
+from qexp.errors import ConfigError
+
+Launch = Callable[[list[list[str]], int], Sequence[Any]]
+"""Starts jobs, given their overrides and the number of the first, and returns what came of each."""
+
+
+def sweep(jobs: Sequence[list[str]], launch: Launch, most: int | None) -> list[Any]:
+    """Launch all jobs, at most `most` at a time (None: all at once), and return what came of each.
+
+    Raises:
+        ConfigError: `most` is below 1.
+    """
+    if most is not None and most < 1:
+        raise ConfigError(f"hydra.sweeper.max_batch_size={most}: null, or how many jobs a batch has, 1 or more.")
+    found: list[Any] = []
+    for start in range(0, len(jobs), most or max(len(jobs), 1)):
+        found += launch(list(jobs[start : start + most] if most else jobs), start)
+    return found
+
+
+def expand(grids: Sequence[str], params: Mapping[str, str], typed: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep.
+
+    Args:
+        grids: as under `experiment.grids`; without any there is one, of `params` and what was typed.
+        params: as `hydra.sweeper.params`, shared by all grids.
+        typed: the overrides of the command line; `narrowed` says how they act on the grids.
+    """
+    shared = _grid([f"{key}={value}" for key, value in params.items()])
+    return union(narrowed([{**shared, **parse_grid(text)} for text in grids or [""]], _grid(typed)))
+
+
+Grid = dict[str, list[str]]
+"""Values by key, both as typed (`++key`, `bits`)."""
+
+
+def values(override: Override) -> list[str]:
+    """Return the values that an override sweeps, or its only one.
+
+    Raises:
+        ConfigError: a sweep without an end (`interval`), which only a search could run.
+    """
+    if not override.is_sweep_override():
+        return [_plain(override.get_value_element_as_str())]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: an interval has no end of values; list them with commas.")
+    return list(map(_plain, override.sweep_string_iterator()))
+
+
+def _plain(value: str) -> str:
+    """Drop the quotes of a single word: `bits='4'` and `bits=4` are one choice."""
+    inner = value[1:-1]
+    return inner if value == f"'{inner}'" and inner.isalnum() else value
+
+
+def parse_grid(text: str) -> Grid:
+    """Return a grid written as on the command line; its words are parted by spaces.
+
+    >>> parse_grid("quantizer=pact,dorefa seed=0")
+    {'quantizer': ['pact', 'dorefa'], 'seed': ['0']}
+
+    Raises:
+        ConfigError: a word without `=`, one key twice.
+    """
+    words = text.split()
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"experiment.grids: '{word}' in '{text}' is no key=value.")
+    grid = _grid([encode_override(word) for word in words])
+    if len(grid) < len(words):
+        raise ConfigError(f"experiment.grids: a key stands twice in '{text}'.")
+    return grid
+
+
+def _grid(overrides: Sequence[str]) -> Grid:
+    """Return the values of each override by its key; of a key that stands twice the last one counts."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.get_key_element(): values(override) for override in parsed}
+
+
+def narrowed(grids: Sequence[Grid], typed: Grid) -> list[Grid]:
+    """Return the grids as the command line leaves them.
+
+    A typed key picks from the values that the grids list (`recipe=pact/svhn` leaves that row of a table): a grid
+    that lists none of the typed values is left out. Values that no grid lists are run by those that stay; where
+    none would, or the key is new, they take the place of what was listed.
+
+    >>> narrowed([{"quantizer": ["none"]}, {"quantizer": ["pact"], "bits": ["2", "4"]}], {"bits": ["4"]})
+    [{'quantizer': ['none']}, {'quantizer': ['pact'], 'bits': ['4']}]
+    """
+    for key, wanted in typed.items():
+        listed = {value for grid in grids for value in grid.get(key, ())}
+        if not listed.intersection(wanted):
+            grids = [{**grid, key: wanted} if key in grid or not listed else grid for grid in grids]
+            continue
+        chosen = [{**grid, key: _chosen(grid[key], wanted, listed)} if key in grid else grid for grid in grids]
+        grids = [grid for grid in chosen if grid.get(key, True)]
+    return list(grids)
+
+
+def _chosen(of_grid: Sequence[str], wanted: Sequence[str], listed: Collection[str]) -> list[str]:
+    if not set(of_grid).intersection(wanted):
+        return []
+    return [value for value in wanted if value in of_grid or value not in listed]
+
+
+def union(grids: Sequence[Grid]) -> list[list[str]]:
+    """Return the jobs of all grids in order, each once: every combination of a grid's values.
+
+    >>> union([{"a": ["1", "2"]}, {"a": ["2"], "b": ["3"]}, {"a": ["1"]}])
+    [['a=1'], ['a=2'], ['a=2', 'b=3']]
+    """
+    jobs: dict[tuple[str, ...], None] = {}
+    for grid in grids:
+        words = [[f"{key}={value}" for value in listed] for key, listed in grid.items()]
+        jobs.update(dict.fromkeys(itertools.product(*words)))
+    return [list(job) for job in jobs]

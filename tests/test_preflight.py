@@ -1,0 +1,77 @@
+"""What a sweep says before its first job starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qexp import hydra_app
+from qexp.runs import find_runs
+
+QUICK = ["epochs=1", "batch_size=512", "trainer.progress=false", "logger=none"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QEXP_DATA", raising=False)
+    return tmp_path
+
+
+def train(*words: str) -> int:
+    return hydra_app.main("train", ["-m", *QUICK, *words])
+
+
+def test_what_a_method_does_not_support_is_listed_before_anything_is_trained(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bits=4,1", "layers.fc2.quantizer=dorefa", "dataset.augment=none,crops", "--dry-run"]
+    assert train(*words) == 1
+    out, err = capfd.readouterr()
+    assert "cannot run 2 jobs" in err
+    assert "dataset.augment=crops" in err
+    assert "starting the other 2 jobs" in err
+    assert out.count("start   outputs") == 2
+    assert not (here / "outputs").exists()
+
+
+def test_a_missing_data_set_is_said_once_and_nothing_starts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train("experiment=pact/table1", "recipe=pact/cifar10_resnet20") == 1
+    out, err = capfd.readouterr()
+    assert err.count("cannot run") == 1
+    assert "no CIFAR10 there" in err
+    assert "QEXP_DATA" in err
+    assert "9 failed" in out
+    assert not (here / "outputs").exists()
+
+
+def test_jobs_that_mean_one_run_make_it_once(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train("quantizer=none", "bits=2,4,8", "--dry-run") == 0
+    out, _ = capfd.readouterr()
+    assert "one run, made once: " in out
+    assert out.count("start   outputs") == 1
+
+
+@pytest.mark.slow
+def test_a_run_of_another_experiment_is_linked_and_not_trained_again(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train("experiment.name=one") == 0
+    (made,) = (here / "outputs" / "one").iterdir()
+    before = (made / "result.json").stat().st_mtime_ns
+    assert train("experiment.name=two/three", "seed=0,1") == 0
+    assert "done already" in capfd.readouterr().out
+    linked = here / "outputs" / "two" / "three" / made.name
+    assert linked.is_symlink()
+    assert linked.resolve() == made.resolve()
+    assert (made / "result.json").stat().st_mtime_ns == before
+    assert len(find_runs(here / "outputs" / "two")) == 2
+    for file in made.rglob("*"):
+        if file.is_file():
+            file.unlink()
+    for folder in sorted(made.rglob("*"), reverse=True):
+        folder.rmdir()
+    made.rmdir()
+    assert train("experiment.name=two/three") == 0  # the link points at nothing: the run is made here
+    assert not linked.is_symlink()
