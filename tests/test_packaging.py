@@ -101,7 +101,7 @@ def test_the_wheel_holds_the_configurations_and_no_tests(wheel: Path) -> None:
     configs = {f"qexp/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) > 20
     assert {name for name in names if name.startswith("qexp/configs/")} == configs
-    data = {str(path.relative_to(ROOT)) for path in (ROOT / "qexp" / "published").glob("*.yaml")}
+    data = {str(path.relative_to(ROOT)) for path in (ROOT / "qexp").rglob("*.yaml")}
     assert data and data <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"qexp"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

@@ -64,20 +64,34 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parser().parse_args(list(argv))
     table = _published(arguments) if any(map(is_artefact, arguments.what)) else _measured(arguments)
-    form = arguments.format or _form_of(arguments.output)
-    if arguments.output is None:
+    write_or_print(table, arguments.format, arguments.output)
+    return 0
+
+
+def write_or_print(table: Table, form: str | None, output: Path | None) -> None:
+    """Write the table to `output`, else print it.
+
+    Args:
+        table: what to show.
+        form: one of `FORMATS`; None for what the file's name asks for, or the terminal's.
+        output: the file; folders that are missing are made.
+
+    Raises:
+        ConfigError: a name that tells no form, a file that cannot be written.
+    """
+    form = form or _form_of(output)
+    if output is None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(render(table, form, width), end="")
         if form == "csv":
             print(*table.notes, sep="\n", end="\n" if table.notes else "", file=sys.stderr)
-        return 0
+        return
     try:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(arguments.output, render(table, form))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(output, render(table, form))
     except OSError as error:
-        raise ConfigError(f"--output {arguments.output}: cannot be written ({error.strerror})") from error
-    print(f"wrote {arguments.output}")
-    return 0
+        raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from error
+    print(f"wrote {output}")
 
 
 def _measured(arguments: argparse.Namespace) -> Table:

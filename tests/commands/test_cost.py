@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qexp import cli
+from qexp.commands import cost, explain
+from qexp.errors import ConfigError
+
+from ..composing import configured
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose without the process that the command starts for it."""
+    monkeypatch.setattr(cost, "composed", lambda *words: configured(*words, command="explain"))
+
+
+def records(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def cost_of(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, str]]:
+    assert cost.main([*words, "--format", "csv"]) == 0
+    return records(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "alexnet", "mobilenet_v2", "resnet20", "mlp"])
+def test_layers_are_those_of_explain(model: str) -> None:
+    layers, uncounted = cost.layer_list(configured(f"model={model}", "quantizer=none", command="explain"))
+    config = configured(f"model={model}", "quantizer=pact", "bits=4", "first_last=8", command="explain")
+    report: dict[str, Any] = explain.run(config)
+    assert [layer.name for layer in layers] == [row["name"] for row in report["layers"]]
+    assert [(layer.macs, layer.weights) for layer in layers] == [
+        (row["macs"], row["parameters"]) for row in report["layers"]
+    ]
+    # The ends of the model are the ends of the list.
+    assert [row["weight_bits"] for row in report["layers"]] == [8, *[4] * (len(layers) - 2), 8]
+    assert uncounted == []
+
+
+def test_comma_lists_are_the_tables_lines(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = cost_of(capsys, "model=resnet20,mlp", "bits=2,w4a8,16", "bandwidth=1,inf", "batch=1,8")
+    assert len(lines) == 2 * 3 * 2 * 2
+    assert [line["bits"] for line in lines[:3]] == ["w2a2", "w4a8", "w16a16"]
+    assert [line["first_last"] for line in lines[:3]] == ["w8a8", "w8a8", "w16a16"]
+    assert {line["bandwidth_gb_s"] for line in lines} == {"1.0", "inf"}
+    for line in lines:
+        assert float(line["images_per_s"]) > 0
+        if line["bits"] == "w16a16":
+            assert float(line["speed_up"]) == 1
+        if line["bandwidth_gb_s"] == "inf":
+            assert (line["bound_by"], float(line["waiting_share"])) == ("compute", 0)
+
+
+def test_ends_of_ones_own(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = cost_of(capsys, "model=resnet20", "bits=2", "first_last=paper,8,same,w4a8", "bandwidth=inf")
+    assert [line["first_last"] for line in lines] == ["w8a8", "w8a8", "w2a2", "w4a8"]
+    rates = [float(line["images_per_s"]) for line in lines]
+    assert rates[0] == rates[1] < rates[2]
+
+
+def test_cores_by_area(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = cost_of(capsys, "model=resnet20", "bits=2", "cores=paper,area", "bandwidth=inf")
+    assert [line["cores"] for line in lines] == ["32", "57"]
+
+
+def test_what_is_the_same_in_every_line_is_said_once(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    cost.main(["model=resnet20", "bits=8"])
+    out = capsys.readouterr().out
+    assert "figure 6: resnet20" in out and "batch 1, 16 MB on the chip, cores by paper" in out
+    assert "The paper's constants" in out and "Fitted to" in out and "Ours" in out
+
+
+def test_the_fit_beside_the_figure(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = cost_of(capsys, "--fit")
+    assert len(lines) == 12
+    errors = ("error", "without_point", "without_bits", "without_bandwidth")
+    assert max(abs(float(line[key])) for line in lines for key in errors) < 0.1
+    assert all(
+        float(line["modelled"]) / float(line["published"]) - 1 == pytest.approx(float(line["error"]), abs=1e-4)
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".md", "|---|"), (".csv", "model,"), (".tex", "\\toprule")])
+def test_the_form_follows_the_files_name(
+    suffix: str, mark: str, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / f"new/cost{suffix}"
+    assert cost.main(["--output", str(output), "model=mlp", "bits=2"]) == 0
+    assert mark in output.read_text()
+    assert capsys.readouterr().out == f"wrote {output}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bits=9"], "bits=9: a width here is 1 to 8, or 16"),
+        (["bits=32"], "bits=32: a width here is 1 to 8, or 16"),
+        (["bits=4,"], "bits=: a width here"),
+        (["bits=w4"], "bits=w4: a width here"),
+        (["bandwidth=0"], "bandwidth=0: GB/s above 0, or inf"),
+        (["bandwidth=64,-1"], "bandwidth=-1: GB/s above 0, or inf"),
+        (["bandwidth=nan"], "bandwidth=nan: GB/s above 0, or inf"),
+        (["bandwidth=fast"], "bandwidth=fast: GB/s above 0, or inf"),
+        (["batch=0"], "batch=0: a whole number of images, at least 1"),
+        (["batch=1.5"], "batch=1.5: a whole number"),
+        (["memory=0"], "memory=0: MB on the chip, above 0"),
+        (["cores=all"], "cores=all: choose paper or area"),
+        (["first_last=none"], "first_last=none: paper (8 where the others have fewer), same, or a width"),
+        (["model="], "model=: name a model"),
+        (["bit=4"], "unknown key 'bit'. Did you mean 'bits'?"),
+        (["quantizer=pact"], "unknown key 'quantizer'. Known:"),
+        (["resnet50"], "cannot read 'resnet50': write key=value"),
+        (["bits=4", "bits=2"], "bits is given twice; for several values: bits=4,2"),
+        (["--fit", "bits=4"], "--fit compares resnet50 as the paper's figure has it; leave out bits=4"),
+        (["--frmat", "csv"], "unrecognized arguments: --frmat"),
+        (["--format", "pdf"], "invalid choice: 'pdf'"),
+    ],
+)
+def test_mistakes_end_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cost", *words]) == 2
+    seen = capsys.readouterr()
+    assert message in seen.err and seen.err.count("\n") == 1 and seen.out == ""
+
+
+def test_images_that_do_not_fit_the_model(in_process: None) -> None:
+    with pytest.raises(ConfigError, match="alexnet: it takes images with 3 channels"):
+        cost.main(["model=alexnet", "dataset=mnist"])
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qexp", "cost", *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there() -> None:
+    done = run("model=resnet5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "unknown model 'resnet5'. Did you mean 'resnet" in done.stderr
+
+
+@pytest.mark.slow
+def test_as_a_person_types_it() -> None:
+    done = run("model=resnet18", "bits=2,16", "bandwidth=32", "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    narrow, wide = records(done.stdout)
+    # 1.814 GMAC of 4.096 TMAC/s leave at most 2258 images/s at 16 bits.
+    assert float(wide["images_per_s"]) < 2258
+    assert float(narrow["speed_up"]) == pytest.approx(
+        float(narrow["images_per_s"]) / float(wide["images_per_s"]), rel=1e-3
+    )

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from qexp.errors import ConfigError
+from qexp.hardware.mac import CORE_RULES, WIDTHS, core_count, figure6, mac_area, mac_density
+from qexp.hardware.system import ENDS, Machine
+
+
+def test_the_machine_is_the_papers() -> None:
+    paper = figure6()["machine"]
+    machine = Machine()
+    assert (machine.rows, machine.columns) == (paper["rows"], paper["columns"])
+    assert (machine.clock, machine.memory) == (paper["clock_ghz"] * 1e9, paper["memory_mb"] * 1e6)
+    assert paper["first_last"] == ENDS
+    assert {bits: core_count(bits) for bits in paper["cores"]} == paper["cores"]
+    assert machine.peak(16) == 4 * 512 * 2e9
+
+
+def test_areas_are_the_papers_and_rise_with_the_bits() -> None:
+    assert {bits: mac_area(bits) for bits in (16, 8, 4, 2)} == figure6()["mac_area"]
+    areas = [mac_area(bits) for bits in WIDTHS]
+    assert all(low < high for low, high in itertools.pairwise(areas))
+    # The text: "about 14x" from 16 to 2 bits.
+    assert round(mac_density(2)) == 14
+
+
+@pytest.mark.parametrize("rule", CORE_RULES)
+def test_fewer_bits_never_mean_fewer_cores(rule: str) -> None:
+    counts = [core_count(bits, rule) for bits in WIDTHS]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_the_paper_uses_no_more_cores_than_the_area_of_its_macs_allows() -> None:
+    for bits in figure6()["machine"]["cores"]:
+        assert core_count(bits) <= core_count(bits, "area")
+        assert core_count(bits, "area") * mac_area(bits) <= core_count(16) * mac_area(16)
+
+
+def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bits=32: a width here is 1 to 8, or 16"):
+        mac_area(32)
+    with pytest.raises(ConfigError, match=r"cores=all: choose paper or area"):
+        core_count(4, "all")
