@@ -15,7 +15,7 @@ from qexp.commands.cost_table import Case, cost_table, fit_table
 from qexp.commands.table import write_or_print
 from qexp.config import Config
 from qexp.errors import ConfigError, did_you_mean
-from qexp.hardware.figure6 import fit, left_out
+from qexp.hardware.figure6 import Point, fit, left_out, points
 from qexp.hardware.mac import CORE_RULES, WIDTHS
 from qexp.hardware.system import Bits, Layer, Machine, default_ends, estimate
 from qexp.report.tables import FORMATS, Table
@@ -98,7 +98,9 @@ def main(argv: Sequence[str]) -> int:
             f"--fit compares {FIGURE_MODEL} as the paper's figure has it; leave out {' '.join(arguments.words)}."
         )
     axes, overrides = parse_words(arguments.words)
-    write_or_print(_fit() if arguments.fit else _table(axes, overrides), arguments.format, arguments.output)
+    write_or_print(
+        figure6_table() if arguments.fit else _table(axes, overrides), arguments.format, arguments.output
+    )
     return 0
 
 
@@ -230,7 +232,13 @@ def _cases(axes: dict[str, list[Any]], networks: dict[str, Layers]) -> Iterator[
         yield Case(model, bits, ends, bandwidth, batch, memory, cores, answer, baseline)
 
 
-def _fit() -> Table:
+def figure6_points() -> list[Point]:
+    """Return the 12 points of PACT's figure 6c, published and modelled."""
+    return points(_network(FIGURE_MODEL)[0])
+
+
+def figure6_table() -> Table:
+    """Return the 12 points beside the model, with its error when each is left out of the fit, and its constants."""
     layers, _ = _network(FIGURE_MODEL)
     rows, refits = left_out(layers)
     return fit_table(rows, refits, fit(layers))

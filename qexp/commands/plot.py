@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qexp.commands.table import runs_of
 from qexp.errors import ConfigError
-from qexp.report.collect import collect, one_run
-from qexp.runs import RunDirectory, atomic_write
+from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
+from qexp.report.collect import DEFAULT_ROOT, collect, one_run
+from qexp.runs import Run, RunDirectory, atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +25,8 @@ examples:
   qexp plot alpha RUN --output alpha.pdf
   qexp plot curves RUN1 RUN2 --output curves.svg     several runs, named by what differs
   qexp plot curves outputs/train                     every run of a folder
+  qexp plot pact/table1 --only resnet20              a paper's table or figure: published beside measured
+  qexp plot pact/fig8                                with its runs' learning curves, from outputs/pact/fig8
 """
 
 
@@ -39,11 +43,19 @@ def parser() -> argparse.ArgumentParser:
     alpha.add_argument("runs", nargs=1, type=Path, metavar="RUN", help="the run's folder")
     curves = kinds.add_parser("curves", help="loss and accuracy of one or more runs against the epoch")
     curves.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders of runs")
+    for name in artefact_names():
+        _artefact_options(kinds.add_parser(name, help=load_artefact(name).title))
     for figure in (alpha, curves):
         figure.add_argument(
             "--output", type=Path, metavar="FILE", help="*.png, *.svg or *.pdf (RUN/figures/<figure>.png)"
         )
     return options
+
+
+def _artefact_options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--runs", type=Path, action="append", metavar="FOLDER", help="where its runs are")
+    options.add_argument("--only", default="", metavar="TEXT", help="rows that contain this")
+    options.add_argument("--output", type=Path, metavar="FOLDER", help="(outputs/<paper>/<artefact>/figures)")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         QexpError: no such run, nothing to draw in it, or a file that cannot be written.
     """
     arguments = parser().parse_args(list(argv))
+    if is_artefact(arguments.kind):
+        return _artefact(load_artefact(arguments.kind), arguments)
     if arguments.output is not None and arguments.output.suffix not in SUFFIXES:
         raise ConfigError(f"--output {arguments.output}: the suffix has to be one of {', '.join(SUFFIXES)}")
     # matplotlib takes longer to import than the other mistakes take to be found.
@@ -70,6 +84,42 @@ def main(argv: Sequence[str]) -> int:
     save(figure, target)
     print(f"wrote {target}")
     return 0
+
+
+def _artefact(artefact: Artefact, arguments: argparse.Namespace) -> int:
+    """Draw a paper's table or figure into a folder: all cells, and what else it shows of its runs."""
+    folder = arguments.output or Path(DEFAULT_ROOT, artefact.full_name, "figures")
+    if folder.suffix in SUFFIXES:
+        raise ConfigError(f"--output {folder}: a folder, for {artefact.full_name} has more than one figure")
+    runs = runs_of(artefact, arguments.runs)
+    for name, figure in _figures(artefact, runs, arguments.only):
+        save(figure, folder / f"{name}.png")
+        print(f"wrote {folder / f'{name}.png'}")
+    return 0
+
+
+def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the name and the figure of each; what runs show of themselves only where there are runs."""
+    from qexp.report import artefact_plots, plots
+
+    if artefact.figure == "system":
+        from qexp.commands import cost
+
+        points = [
+            (point.bits, point.bandwidth, point.published, point.modelled) for point in cost.figure6_points()
+        ]
+        yield (
+            "system",
+            artefact_plots.system_figure(points, f"Published: {artefact.source}. `qexp cost --fit` has it all."),
+        )
+        return
+    yield "cells", artefact_plots.cells_figure(artefact, runs, only)
+    begun = [run for run in runs if run.config and RunDirectory(run.path).metrics.rows()]
+    if artefact.figure == "curves" and begun:
+        yield "curves", plots.curves_figure(begun)
+    if artefact.figure in ("alpha", "scan"):
+        for run in begun:
+            yield f"alpha-{run.path.name}", plots.alpha_figure(run.path)
 
 
 def save(figure: Figure, target: Path) -> None:

@@ -59,24 +59,29 @@ def usable(runs: Sequence[Run], metric: str) -> tuple[list[Facts], list[str]]:
     Raises:
         ConfigError: runs are finished, and none reports `metric`.
     """
-    finished, notes = [], []
-    for run in runs:
-        name = run.path.name
-        if run.status == "done" and run.config:
-            finished.append(facts(run))
-            if run.problem:
-                notes.append(f"{name}: damaged: {run.problem}")
-        elif run.problem:
-            notes.append(f"{name}: damaged, left out: {run.problem}")
-        else:
-            why = f": {run.failure}" if run.failure else ""
-            notes.append(f"{name}: {run.status} ({progress_text(run)}){why}")
+    finished = [facts(run) for run in runs if run.status == "done" and run.config]
+    notes = told(runs)
     known = {name for run in finished for name in metrics_of(run)}
     if finished and metric not in known:
         raise ConfigError(f"--metric: no finished run reports '{metric}'.{did_you_mean(metric, known)}")
     holding = [run for run in finished if not math.isnan(metric_of(run, metric))]
     notes += [f"{run.run.path.name}: finished without {metric}" for run in finished if run not in holding]
     return holding, notes
+
+
+def told(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each run that is damaged or not done: which, how far it came, and why."""
+    notes = []
+    for run in runs:
+        name = run.path.name
+        if run.status == "done" and run.config:
+            notes += [f"{name}: damaged: {run.problem}"] if run.problem else []
+        elif run.problem:
+            notes.append(f"{name}: damaged, left out: {run.problem}")
+        else:
+            why = f": {run.failure}" if run.failure else ""
+            notes.append(f"{name}: {run.status} ({progress_text(run)}){why}")
+    return notes
 
 
 def caption(groups: Sequence[Group], metric: str) -> str:

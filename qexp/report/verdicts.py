@@ -10,7 +10,7 @@ from qexp.published import Artefact, Cell
 from qexp.report.facts import ABSENT, SUBJECT, Facts
 from qexp.report.groups import Group, group_runs
 from qexp.report.intervals import LEAST, Summary, summarize
-from qexp.report.measured import caption, usable
+from qexp.report.measured import caption, told, usable
 from qexp.report.numbers import difference_text, interval_text, published_text, unit, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
@@ -75,7 +75,7 @@ def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> 
     cells = [cell for cell in artefact.cells if only.lower() in cell.row.lower()]
     groups = [entry.group for entry in shown if entry.group is not None]
     missing = [entry.cell for entry in shown if entry.cell.keys and entry.measured is None]
-    unfinished = [run for run in runs if run.status != "done"]
+    unfinished = [run for run in runs if run.status != "done" or run.problem]
     return Table(
         title=f"{artefact.full_name}: {artefact.title} ({artefact.source})",
         columns=_columns(artefact),
@@ -85,7 +85,7 @@ def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> 
         notes=[
             *artefact.notes,
             *_cell_notes(cells),
-            *usable(unfinished, artefact.metric)[1],
+            *told(unfinished),
             *(f"to fill {label}: {command}" for label, command in _commands(missing)),
         ],
     )

@@ -1,0 +1,98 @@
+"""Figures of a paper's table or figure: every cell beside what was measured, and the system model of figure 6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from qexp.published import Artefact
+from qexp.report.dots import MEASURED, PUBLISHED, Dots, dots_figure
+from qexp.report.numbers import is_share
+from qexp.report.style import INK, caption, categorical, styled
+from qexp.report.verdicts import Entry, entries
+from qexp.runs import Run
+
+
+def cells_figure(artefact: Artefact, runs: Sequence[Run], only: str = "") -> Figure:
+    """Draw each published cell and the runs that measure it, one line a cell.
+
+    Args:
+        artefact: the published cells.
+        runs: any; those that fit no cell are not drawn.
+        only: draw the rows whose label contains this text, in any case; empty for all.
+    """
+    shown = [entry for entry in entries(artefact, runs) if only.lower() in entry.cell.row.lower()]
+    columns = {entry.cell.column for entry in shown}
+    panels = len({entry.cell.row for entry in shown}) if len(columns) > 1 else 1
+    several = 1 < panels <= MOST_PANELS
+    text = f"Published: {artefact.source}, as printed or read off. Measured: mean, 95% interval from n = 3 on."
+    dots = [_dots(entry, several=several, factor=_factor(artefact)) for entry in shown]
+    return dots_figure(f"{artefact.full_name}: {artefact.title}", dots, _unit(artefact), text)
+
+
+MOST_PANELS = 8
+"""Rows of a table that get a panel each; those of a longer one stand in one panel, with their names."""
+
+
+def _dots(entry: Entry, *, several: bool, factor: float) -> Dots:
+    cell, summary, group = entry.cell, entry.measured, entry.group
+    label = cell.column if several else " ".join(filter(None, [cell.row, cell.column]))
+    return Dots(
+        group=cell.row if several else "",
+        label=label,
+        colour=cell.keys.get("quantizer", "not in qexp"),
+        published=factor * cell.comparable,
+        measured=None if summary is None else factor * summary.mean,
+        half_width=None if summary is None or summary.half_width is None else factor * summary.half_width,
+        n=0 if summary is None else summary.n,
+        budget="" if group is None else group.first.shortened,
+    )
+
+
+def _factor(artefact: Artefact) -> float:
+    return 100.0 if is_share(artefact.metric) else 1.0
+
+
+def _unit(artefact: Artefact) -> str:
+    if any(cell.quantity == "degradation" for cell in artefact.cells):
+        return "lost against float (points)"
+    if is_share(artefact.metric):
+        return f"{'top-5' if artefact.metric.endswith('top5') else 'top-1'} accuracy (%)"
+    return artefact.metric.replace("_", " ")
+
+
+def system_figure(points: Sequence[tuple[int, float, float, float]], text: str) -> Figure:
+    """Draw throughput against the bits, published hollow and modelled filled, a colour for each bandwidth.
+
+    Args:
+        points: (bits, bandwidth in GB/s, published images/s, modelled images/s).
+        text: the caption.
+    """
+    bandwidths = sorted({bandwidth for _, bandwidth, _, _ in points})
+    widths = sorted({bits for bits, _, _, _ in points}, reverse=True)
+    colours = categorical(len(bandwidths))
+    with styled():
+        figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title("ResNet50 on PACT's accelerator (figure 6c) and in the system model")
+        for bandwidth, colour in zip(bandwidths, colours, strict=True):
+            line = sorted((widths.index(bits), seen, made) for bits, of, seen, made in points if of == bandwidth)
+            places = [place for place, _, _ in line]
+            axes.plot(places, [seen for _, seen, _ in line], color=colour, **PUBLISHED)
+            axes.plot(places, [made for _, _, made in line], color=colour, **MEASURED)
+        axes.set_yscale("log")
+        axes.set_yticks([500, 1000, 2000, 4000, 8000])
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(range(len(widths)), [str(bits) for bits in widths])
+        axes.set(xlabel="bits of weights and activations", ylabel="images/s")
+        kinds = [Line2D([], [], color=INK, **look) for look in (PUBLISHED, MEASURED)]
+        lines = [Line2D([], [], color=colour) for colour in colours]
+        names = ["unlimited" if math.isinf(bandwidth) else f"{bandwidth:g} GB/s" for bandwidth in bandwidths]
+        axes.legend([*kinds, *lines], ["published (read off)", "modelled", *names])
+        caption(figure, text)
+    return figure
