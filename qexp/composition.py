@@ -7,14 +7,17 @@ stands in front of Hydra's, so that every composition, in every process and unde
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -159,6 +162,10 @@ class QexpLoader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self._checked: dict[tuple[object, ...], DictConfig] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the checked jobs: each job's process gets a loader, and would get the whole sweep with it."""
+        return {**self.__dict__, "_checked": {}}
+
     def load_configuration(
         self,
         config_name: str | None,
@@ -176,6 +183,15 @@ class QexpLoader(ConfigLoaderImpl):
         check_hydra(node)
         _encode_sweep(config)
         return config
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        """Load a file; a launcher's is checked against the launcher's own types, which are stored under its name.
+
+        Hydra does so for any file, and says each time that this is on its way out. Only launchers' share names.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+            return super()._load_single_config(default, repo)
 
     def _named_choice(self, override: str) -> str:
         """Quote what chooses an option but reads as a number, so that Hydra looks for an option of that name.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import functools
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,18 +18,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qexp import build
 from qexp.composition import QexpLoader, decode_layers, encode_override, loader
 from qexp.errors import ConfigError, Interrupted, QexpError
-from qexp.interrupts import passed_to_workers, raising_on_sigterm
+from qexp.grids import expand, sweep
+from qexp.interrupts import asking_workers, raising_on_sigterm
 from qexp.jobs import Job, Record, exit_code, run_job
+from qexp.launchers import KEEP, Launcher, quoted
 from qexp.preflight import look, say
-from qexp.sweep_summary import print_summary
-from qexp.sweeper import expand, sweep
+from qexp.sweep_summary import lost, print_summary, settled
+from qexp.sweeps import Sweep
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,7 +85,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     hydra = Hydra(task_name=f"qexp {command}", config_loader=config_loader)
     GlobalHydra.instance().initialize(hydra)
     overrides = [encode_override(text) for text in _with_run(command, arguments.overrides)]
-    job = functools.partial(run_job, Job(command, dry_run=arguments.dry_run, config_dir=arguments.config_dir))
+    job = Job(command, dry_run=arguments.dry_run, config_dir=arguments.config_dir)
     try:
         if arguments.shell_completion:
             hydra.shell_completion(config_name=command, overrides=overrides)
@@ -96,7 +96,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
         elif arguments.info:
             hydra.show_info(arguments.info, command, overrides)
         else:
-            return _launch(hydra, command, overrides, job, multirun=arguments.multirun)
+            return _launch(hydra, overrides, job, multirun=arguments.multirun)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(config_loader.describe(error, command, overrides)) from error
     return 0
@@ -106,62 +106,89 @@ def _with_run(command: str, typed: Sequence[str]) -> list[str]:
     """Return what was typed with `qexp eval FOLDER` (and explain) as `eval.run='FOLDER'`."""
     if command not in ("eval", "explain"):
         return list(typed)
-    return [text if _is_setting(text) else f"{command}.run={_quoted(text)}" for text in typed]
+    return [text if _is_setting(text) else f"{command}.run={quoted(text)}" for text in typed]
 
 
 def _is_setting(text: str) -> bool:
     return not text or text.startswith("~") or ("=" in text and not Path(text).is_dir())
 
 
-def _quoted(text: str) -> str:
-    """Quote for Hydra's grammar, in which a path may hold what means something."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _launch(hydra: Hydra, command: str, overrides: list[str], job: Any, *, multirun: bool) -> int:
+def _launch(hydra: Hydra, overrides: list[str], job: Job, *, multirun: bool) -> int:
     composed = hydra.compose_config(
-        command, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False, with_log_configuration=False
+        job.command, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False, with_log_configuration=False
     )
     mode = RunMode.MULTIRUN if multirun else composed.hydra.mode or RunMode.RUN
     overrides = [*overrides, f"hydra.mode={mode.name}"]
     if mode is RunMode.RUN:
-        record = hydra.run(command, job, overrides).return_value
+        record = hydra.run(job.command, functools.partial(run_job, job), overrides).return_value
         return exit_code([record], sweep=False)
-    launcher = composed.hydra.runtime.choices["hydra/launcher"]
-    if str(launcher).startswith("submitit"):  # its jobs run elsewhere and need a folder that both sides see
-        overrides = [*overrides, f"hydra.launcher.submitit_folder={composed.output_dir}/.submitit/%j"]
-    return _sweep(hydra, command, overrides, job, launcher)
+    return _sweep(hydra, overrides, job, composed)
 
 
-def _sweep(hydra: Hydra, command: str, overrides: list[str], job: Any, launcher: str) -> int:
+def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -> int:
+    node: Any = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    launcher = Launcher(str(composed.hydra.runtime.choices["hydra/launcher"]), node)
+    launcher.check()
+    at_once = launcher.at_once(composed.hydra.sweeper.get("max_batch_size"))
     # Hydra's sweeper writes files of its own; runs have their folders, so those go where they disappear.
-    folder = tempfile.mkdtemp(prefix="qexp-sweep-")
-    waiting = contextlib.nullcontext() if launcher == "basic" else passed_to_workers()
-    try:
-        with waiting:
-            records = _records(hydra, command, [f"hydra.sweep.dir={folder}", *overrides], job)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with launcher.folder(Path(str(composed.output_dir))) as folder, launcher.environment(at_once):
+        words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
+        if not launcher.elsewhere:
+            return _finish(_multirun(hydra, words, job))
+        shared = Sweep(folder, Path.cwd(), build.plugins(), " ".join(["qexp", *sys.argv[1:]]))
+        records, code = _run_elsewhere(hydra, words, dataclasses.replace(job, sweep=shared), launcher.name, shared)
+        if launcher.keeps_logs and any(record.status == "failed" for record in records):
+            (folder / KEEP).touch()
+            print(f"what the jobs printed: {folder / 'jobs'}")
+        by_records = _finish(records)
+        return by_records if code is None else code
+
+
+def _finish(records: Sequence[Record]) -> int:
     print_summary(records)
     return exit_code(records, sweep=True)
 
 
-def _records(hydra: Hydra, command: str, overrides: list[str], job: Any) -> list[Record]:
+def _multirun(hydra: Hydra, words: list[str], job: Job) -> list[Record]:
     """Expand the sweep, look at all its jobs before the first one starts, and launch those that can run."""
-    config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    config = hydra.compose_config(job.command, words, RunMode.MULTIRUN, with_log_configuration=False)
     configs = hydra.config_loader
     assert isinstance(configs, QexpLoader)  # as made in `_run`
     settings, grids = config.hydra.sweeper, config.experiment.get("grids")
     jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task))
-    found = look(job.args[0], configs, config, jobs)
+    found = look(job, configs, config, jobs)
     say(found)
-    context = HydraContext(config_loader=configs, callbacks=Callbacks(config))
-    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(config_loader=configs, callbacks=Callbacks(config)),
+        task_function=functools.partial(run_job, job),
+        config=config,
+    )
 
     def launch(batch: list[list[str]], number: int) -> Sequence[Any]:
         return [done.return_value for done in launcher.launch(batch, initial_job_idx=number)]
 
-    return [*found.refused, *sweep(found.jobs, launch, settings.max_batch_size)]
+    return [*found.refused, *map(settled, sweep(found.jobs, launch, settings.max_batch_size))]
+
+
+def _run_elsewhere(
+    hydra: Hydra, words: list[str], job: Job, launcher: str, shared: Sweep
+) -> tuple[list[Record], int | None]:
+    """Return the records, and the exit code when they alone do not decide it."""
+    try:
+        with asking_workers(shared.stop):
+            records = _multirun(hydra, words, job)
+    except (QexpError, HydraException, OmegaConfBaseException, YAMLError):
+        raise
+    except Interrupted as stop:  # a second signal: what still ends is told to by what stays in the folder
+        (shared.folder / KEEP).touch()
+        return [lost(Record(**noted), stop) for noted in shared.noted()], stop.exit_code
+    except Exception as error:  # a launcher's own, when one of its workers has died
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"qexp {job.command}: hydra/launcher={launcher} gave up: {text}", file=sys.stderr)
+        print("Jobs that are not in the table were not started; type the command again.", file=sys.stderr)
+        return [lost(Record(**noted)) for noted in shared.noted()], 1
+    number = shared.stopped_by()
+    return records, None if number is None else Interrupted(number).exit_code
 
 
 def _print_config(hydra: Hydra, command: str, overrides: list[str], *, resolve: bool) -> None:

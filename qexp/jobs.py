@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import traceback
@@ -20,8 +21,10 @@ from qexp.build import check_targets
 from qexp.composition import FAILURE, decode_layers, decode_overrides, loader
 from qexp.config import Config, parse
 from qexp.errors import ConfigError, Interrupted, QexpError, did_you_mean
-from qexp.interrupts import raising_on_sigterm
+from qexp.interrupts import hand_back, raising_on_sigterm
+from qexp.locks import InUseError
 from qexp.security import check_interpolations
+from qexp.sweeps import Sweep
 
 _PLACES_OF_A_RUN = ("dataset.root", "dataset.file", "dataset.eval_batch_size", "trainer.device", "trainer.threads")
 """What may be typed beside a run's folder: where things are and what computes, never what decides its numbers."""
@@ -32,16 +35,20 @@ _interrupted_by: list[int] = []
 
 @dataclass(frozen=True)
 class Job:
-    """What every job of one command line has in common."""
+    """What every job of one command line has in common; `sweep` where it runs in another process than that."""
 
     command: str
     dry_run: bool = False
     config_dir: Path | None = None
+    sweep: Sweep | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """How one job ended: done, skipped, failed, interrupted, missing (not started), or what is planned."""
+    """How one job ended: done, skipped, failed, interrupted, missing (not started), or what is planned.
+
+    `running`: another process has this run. `started`: the last word of a worker that has not ended, or died.
+    """
 
     overrides: str
     status: str
@@ -50,6 +57,7 @@ class Record:
     message: str = ""
     metric: float | None = None
     metric_name: str = ""
+    path: str = ""
 
 
 def run_job(job: Job, composed: DictConfig) -> Record:
@@ -58,28 +66,51 @@ def run_job(job: Job, composed: DictConfig) -> Record:
     typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     overrides = decode_overrides(typed)
     sweep = hydra.mode is RunMode.MULTIRUN
-    if _interrupted_by:
+    if job.sweep is None:
+        return _run_job(job, composed, overrides, sweep=sweep)
+    number = int(hydra.job.num)
+    job.sweep.note(number, dataclasses.asdict(Record(overrides, "started")))
+    record = _run_job(job, composed, overrides, sweep=sweep)
+    job.sweep.note(number, dataclasses.asdict(record))
+    return record
+
+
+def _run_job(job: Job, composed: DictConfig, overrides: str, *, sweep: bool) -> Record:
+    if _interrupted_by or (job.sweep and job.sweep.stopped_by()):
         return Record(overrides, "missing", message="not started: the sweep was interrupted")
     if sweep and not job.dry_run:
-        print(f"\n[{int(hydra.job.num) + 1}] {overrides or job.command}", flush=True)
+        print(f"\n[{int(HydraConfig.get().job.num) + 1}] {overrides or job.command}", flush=True)
     try:
         with raising_on_sigterm():
+            if job.sweep:
+                job.sweep.enter(job.config_dir)
             if FAILURE in composed:
                 raise ConfigError(str(composed[FAILURE]))
-            return _record(overrides, _execute(job, parse(plain_config(job, composed))))
+            return record_of(overrides, _execute(job, parse(plain_config(job, composed))))
     except Interrupted as stop:
         return _interrupted(job, overrides, stop, sweep=sweep)
     except KeyboardInterrupt:
         return _interrupted(job, overrides, Interrupted(signal.SIGINT), sweep=sweep)
+    except InUseError as error:
+        if sweep:
+            return Record(
+                overrides, "running", run_id=error.folder.name, message=str(error), path=str(error.folder)
+            )
+        return _failed(job, overrides, error)
     except QexpError as error:
-        print(f"qexp {job.command}: {error}", file=sys.stderr)
-        return Record(overrides, "failed", error.exit_code, message=str(error))
+        return _failed(job, overrides, error)
     except Exception as error:
         traceback.print_exc()
         return Record(overrides, "failed", 1, message=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
+def _failed(job: Job, overrides: str, error: QexpError) -> Record:
+    print(f"qexp {job.command}: {error}", file=sys.stderr)
+    return Record(overrides, "failed", error.exit_code, message=str(error))
+
+
 def _interrupted(job: Job, overrides: str, stop: Interrupted, *, sweep: bool) -> Record:
+    hand_back(stop)
     _interrupted_by.append(stop.signal)
     if not sweep:  # a sweep's summary says it
         print(f"qexp {job.command}: {stop}", file=sys.stderr)
@@ -102,7 +133,8 @@ def _execute(job: Job, config: Config) -> Any:
     return explain.run(config)
 
 
-def _record(overrides: str, outcome: Any) -> Record:
+def record_of(overrides: str, outcome: Any) -> Record:
+    """Return the record of a command that came to its end; `outcome` is what it returned."""
     result = outcome if isinstance(outcome, dict) else {}
     name = str(result.get("primary_metric", ""))
     return Record(
@@ -112,6 +144,7 @@ def _record(overrides: str, outcome: Any) -> Record:
         metric=result.get("metrics", {}).get(name),
         metric_name=name,
         message=str(result.get("message", "")),
+        path=str(result.get("path", "")),
     )
 
 

@@ -19,7 +19,6 @@ from qexp.errors import ConfigError, did_you_mean
 
 _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'\.\s*(No match in the defaults list)?")
 _NO_GROUP = re.compile(r"config group '(?P<key>[^']+)' does not exist")
-_EXTRAS = {"hydra/launcher/joblib": "joblib"}
 
 
 def one_line(error: Exception, loader: QexpLoader, command: str, overrides: Sequence[str]) -> str:
@@ -57,8 +56,6 @@ def _missing_option(config_path: str, loader: QexpLoader) -> str:
     top = group if group.startswith("hydra") else group.partition("/")[0]
     if not loader.repository.group_exists(top):
         return f"unknown group '{group}'.{did_you_mean(group, _groups(loader))}"
-    if config_path in _EXTRAS:
-        return f"{group}={name} needs an extra: pip install 'qexp[{_EXTRAS[config_path]}]'."
     typed = config_path.removesuffix(".yaml").removeprefix(f"{top}/")
     return f"unknown {top} '{typed}'.{did_you_mean(typed, _options(loader, top))}"
 

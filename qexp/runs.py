@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from qexp import locks
 from qexp.errors import ConfigError
 from qexp.files import MetricsFile, atomic_write, remove_parts
 
@@ -26,7 +25,7 @@ Status = Literal["done", "running", "failed", "interrupted", "missing"]
 class RunDirectory:
     """One run's folder: `outputs/<experiment>/<run_id>/`.
 
-    Nothing is created before `prepare`; reading works on any folder.
+    Nothing is created before `lock` or `prepare`; reading works on any folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -90,32 +89,20 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process.
+        """Hold the folder, which is created where there is none, for this process; other machines see it too.
 
         Raises:
-            ConfigError: another process holds it; the message names its process id.
+            InUseError: another process holds it; the message names it.
+            ConfigError: the folder cannot be written.
         """
-        try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise self._not_writable(error) from error
-        try:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-                raise ConfigError(
-                    f"{self.path} is in use by process {owner}; wait for it, or end it and type the command again."
-                ) from None
-            try:
-                os.ftruncate(handle, 0)
-                os.write(handle, f"{os.getpid()}\n".encode())
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locks.hold(self.path))
                 remove_parts(self.path)
             except OSError as error:
                 raise self._not_writable(error) from error
             yield
-        finally:
-            os.close(handle)
 
     def _not_writable(self, error: OSError) -> ConfigError:
         return ConfigError(
@@ -125,17 +112,12 @@ class RunDirectory:
 
     def locked(self) -> bool:
         """Return whether a process holds the folder now."""
-        try:
-            handle = os.open(self.path / ".lock", os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
-        finally:
-            os.close(handle)
-        return False
+        return locks.held(self.path)
+
+    def refuse_locked(self) -> None:
+        """Raise InUseError when a process holds the folder now."""
+        if self.locked():
+            raise locks.InUseError(self.path, locks.owner(self.path))
 
     def status(self) -> Status:
         """Return how far the run came; `interrupted` also when its process was killed without a word."""

@@ -23,7 +23,18 @@ SWEEPERS = frozenset({"hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
 
 _CODE_KEYS = ("hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging")
 _HARMLESS_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_SHELL_KEYS = ("setup", "python", "srun_args")
+_SHELL_KEYS = ("setup", "teardown", "python", "srun_args", "use_srun")
+_LAUNCHER_KEYS = {
+    "additional_parameters": (
+        "begin", "deadline", "dependency", "exclusive", "hint", "licenses", "mail-type", "mail-user", "nice",
+        "nodelist", "ntasks-per-core", "requeue", "reservation", "switches", "threads-per-core", "tmp", "wckey",
+    ),
+    "ray.init": (
+        "num_cpus", "num_gpus", "object_store_memory", "include_dashboard", "log_to_driver", "logging_level",
+    ),
+    "ray.remote": ("num_cpus", "num_gpus", "memory", "max_retries", "accelerator_type"),
+}  # fmt: skip
+"""Mappings that a launcher passes on unread, and what in them starts no program and reaches no other machine."""
 _RESOLVERS = ("oc.select:", "oc.env:", "oc.decode:", "oc.dict.keys:", "oc.dict.values:", "hydra:", "now:")
 
 
@@ -73,6 +84,7 @@ def check_hydra(node: Mapping[str, object]) -> None:
         raise ConfigError("hydra.searchpath: refused, name a folder of your own with --config-dir.")
     _check_plugin(node, "launcher", LAUNCHERS)
     _check_plugin(node, "sweeper", SWEEPERS)
+    _check_launcher(node)
 
 
 def _check_plugin(node: Mapping[str, object], key: str, allowed: Iterable[str]) -> None:
@@ -81,8 +93,25 @@ def _check_plugin(node: Mapping[str, object], key: str, allowed: Iterable[str]) 
         if name in ("_target_", "()", "class") and (path != f"hydra.{key}._target_" or str(value) not in allowed):
             shipped = ", ".join(sorted(target.rpartition(".")[2] for target in allowed))
             raise ConfigError(f"{path}={value}: refused, a {key} is one of {shipped}.")
-        if key == "launcher" and path.split(".")[2] in _SHELL_KEYS and value:
+        if key == "launcher" and path.split(".")[2].partition("[")[0] in _SHELL_KEYS and value:
             raise ConfigError(f"{path}={value}: refused, it is a command of a shell.")
+
+
+def _check_launcher(node: Mapping[str, object]) -> None:
+    """Refuse what a launcher would write into a shell's script, or hand to a program that it starts."""
+    for path, value in _leaves(_below(node, "launcher"), "hydra.launcher"):
+        ours = path == "hydra.launcher.submitit_folder"
+        if isinstance(value, str) and not ours and ("${" in value or not value.isprintable()):
+            raise ConfigError(f"{path}={value!r}: refused, a launcher's setting is one line, without ${{...}}.")
+    for where, allowed in _LAUNCHER_KEYS.items():
+        for name, value in _mapping(_below(node, "launcher", *where.split("."))).items():
+            if name not in allowed and value is not None:
+                known = ", ".join(sorted(allowed))
+                raise ConfigError(f"hydra.launcher.{where}.{name}: refused, here one may set {known}.")
+
+
+def _mapping(node: object) -> Mapping[str, object]:
+    return node if isinstance(node, Mapping) else {}
 
 
 def _below(node: object, *keys: str) -> object:

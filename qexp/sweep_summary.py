@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -10,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qexp.jobs import Record, by_reason
+from qexp.errors import Interrupted
+from qexp.jobs import Record, by_reason, record_of
+from qexp.runs import RunDirectory
 
-COLOURS = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "done": "green"}
+COLOURS = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "running": "yellow", "done": "green"}
 MOST_NAMED = 3
 """Jobs that one reason names; the table above shows them all."""
 WIDE = 10_000
@@ -21,6 +24,8 @@ WIDE = 10_000
 
 def print_summary(records: Sequence[Record]) -> None:
     """Print one row per job: what was set apart from the others, how it ended, its metric, its run's name."""
+    if not records:
+        return
     shared = _shared(records)
     counts = ", ".join(f"{count} {status}" for status, count in _counts(records).items())
     title = f"{len(records)} job{'s' * (len(records) != 1)}{' of ' * bool(shared)}{' '.join(shared)}: {counts}"
@@ -32,6 +37,9 @@ def print_summary(records: Sequence[Record]) -> None:
         more = f"; {len(failed) - MOST_NAMED} more" if len(failed) > MOST_NAMED else ""
         text = f"failed {names}{more}: {reason}"
         console.print(escape(text), style=COLOURS["failed"], soft_wrap=True, highlight=False)
+    if running := sum(record.status == "running" for record in records):
+        text = f"running: another process has {running} of these; type the command again when it has ended"
+        console.print(text, style=COLOURS["running"], soft_wrap=True, highlight=False)
     stopped = next((record.message for record in records if record.status == "interrupted"), None)
     if stopped:
         console.print(escape(stopped), style=COLOURS["interrupted"], soft_wrap=True, highlight=False)
@@ -66,3 +74,28 @@ def _own(record: Record, shared: Sequence[str]) -> str:
 def _counts(records: Sequence[Record]) -> dict[str, int]:
     statuses = [record.status for record in records]
     return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+
+
+def lost(record: Record, stop: Interrupted | None = None) -> Record:
+    """Return the last word of a job after its launcher has ended; `stop`: because the user wanted to leave."""
+    if record.status != "started":
+        return settled(record)
+    if stop is not None:
+        return dataclasses.replace(record, status="interrupted", exit_code=stop.exit_code, message=str(stop))
+    text = "its process ended without a word: out of memory, or killed?"
+    return dataclasses.replace(record, status="failed", exit_code=1, message=text)
+
+
+def settled(record: Record) -> Record:
+    """Return the record of a run that another process had, as it stands when the sweep has ended."""
+    if record.status != "running":
+        return record
+    run = RunDirectory(record.path)
+    result, status = run.read_result(), run.status()
+    if result is not None:
+        return record_of(record.overrides, {**result, "path": record.path, "status": "skipped"})
+    if status == "running":
+        return record
+    why = str((run.read_failure() or {}).get("message") or "")
+    text = "another process had this run and did not finish it; type the command again"
+    return dataclasses.replace(record, status="failed", exit_code=1, message=why if status == "failed" else text)

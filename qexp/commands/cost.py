@@ -238,7 +238,7 @@ def figure6_points() -> list[Point]:
 
 
 def figure6_table() -> Table:
-    """Return the 12 points beside the model, with its error when each is left out of the fit, and its constants."""
+    """Return the 12 points beside the model, its errors where each is left out of the fit, and its constants."""
     layers, _ = _network(FIGURE_MODEL)
     rows, refits = left_out(layers)
     return fit_table(rows, refits, fit(layers))

@@ -118,6 +118,7 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         `run_id`, `path`, `status` (done or skipped), `metrics`, `primary_metric`.
 
     Raises:
+        InUseError: another process, here or on another machine, trains it now.
         QexpError: a mistake or a failed training; the run's folder says why.
         Interrupted: a signal; the same command goes on from the checkpoint.
     """
@@ -132,25 +133,28 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         shown = f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else "not known"
         print(f"done already: {planned.run.path}  test accuracy {shown}")
         return planned.record("skipped", result)
+    status = "done"
     if distributed.wants_launch(config):
         _launch(planned)
     elif distributed.rank() > 0:
         _help(planned)
-    else:
-        _own(planned)
-    return planned.record("done", planned.run.read_result())
+    elif not _own(planned):
+        status = "skipped"
+    return planned.record(status, planned.run.read_result())
 
 
-def _own(planned: Planned) -> None:
-    """Run in this process, which alone locks and writes the folder."""
+def _own(planned: Planned) -> bool:
+    """Run in this process, which alone locks and writes the folder; False when another has done it meanwhile."""
     from qexp.lit.environment import describe
 
     network = _network(planned)
-    planned.run.prepare(planned.config.plain, planned.identity, describe())
     with planned.run.lock():
-        if planned.run.read_result() is None:
-            with recording_failure(planned.run), run_log(planned.run):
-                _train(planned, network)
+        if planned.run.read_result() is not None:
+            return False
+        planned.run.prepare(planned.config.plain, planned.identity, describe())
+        with recording_failure(planned.run), run_log(planned.run):
+            _train(planned, network)
+    return True
 
 
 def _help(planned: Planned) -> None:
@@ -162,12 +166,14 @@ def _help(planned: Planned) -> None:
 
 def _launch(planned: Planned) -> None:
     """Run in several processes; the folder gets the reason of the one that failed first."""
+    planned.run.refuse_locked()
     try:
         distributed.launch(planned.config)
     except Interrupted:
         raise
     except QexpError as error:
-        if planned.run.path.exists() and not planned.run.locked():
+        planned.run.refuse_locked()  # another one's processes were faster
+        if planned.run.path.exists():
             planned.run.write_failure(str(error), error.exit_code)
         raise
 

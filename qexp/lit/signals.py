@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, end; a second one ends at once."""
+"""Ctrl-C, SIGTERM, a scheduler's signal: finish the step, write a checkpoint, end; a second one ends at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qexp.errors import Interrupted
+from qexp.interrupts import asked_to_stop, requeue_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -24,7 +25,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {number: signal.getsignal(number) for number in (*SIGNALS, *requeue_signals())}
         self.install()
         return self
 
@@ -51,6 +52,8 @@ class StopRequest:
 
     def agreed(self, trainer: Any) -> bool:
         """Return whether to stop; under DDP every process gives the same answer."""
+        if self.signal is None:
+            self.signal = asked_to_stop()
         if trainer.world_size > 1:
             wish = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(wish, op=torch.distributed.ReduceOp.MAX)

@@ -178,8 +178,8 @@ def _cell_notes(cells: Sequence[Cell]) -> list[str]:
         if cell.note:
             notes.setdefault(cell.note, []).append(cell)
     lines = []
-    for note, told in notes.items():
-        where = f"{told[0].row}, {told[0].column}" if len(told) == 1 else told[0].row
+    for note, cells_of_it in notes.items():
+        where = f"{cells_of_it[0].row}, {cells_of_it[0].column}" if len(cells_of_it) == 1 else cells_of_it[0].row
         lines.append(f"{where}: {note}")
     lines += [
         f"* {cell.row}, {cell.column}: a misprint, printed {cell.value:g}, read as {cell.reading:g}"

@@ -8,12 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from qexp.composition import encode_override
+from qexp.grids import expand
 from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
 from qexp.report.facts import Facts, facts
 from qexp.report.verdicts import _same
 from qexp.runs import Run
-from qexp.sweeper import expand
 
 from ..composing import compose
 
