@@ -18,7 +18,9 @@ ABSENT = "–"
 _RUN_ID = re.compile(r"(?P<model>[^-]+)-(?P<dataset>[^-]+)-(?P<quantizer>[^-]+)(-w\d+a\d+)?-s\d+-[0-9a-f]{8}")
 
 # Places, names and comfort: no part of what was asked of the run.
-_PLACES = tuple(f"dataset.{name}" for name in ("root", "file", "download", "cache", "eval_batch_size", "workers"))
+_PLACES = tuple(
+    f"dataset.{name}" for name in ("root", "file", "val_list", "download", "cache", "eval_batch_size", "workers")
+)
 _NO_RECIPE = (
     "names",
     "seed",
@@ -31,6 +33,9 @@ _NO_RECIPE = (
     "bits",
     *_PLACES,
 )
+
+# Settings that came after the first runs: null says what their absence said.
+_LATER = ("dataset.train_samples", "dataset.shape")
 
 # Rounding-level differences of the same recipe: they never split a group by themselves.
 _NUMERICS = (
@@ -81,12 +86,27 @@ class Facts:
 
     @property
     def shortened(self) -> str:
-        """`30 of 200 epochs` where the schedule was written for a longer run or the result says so, else empty."""
+        """`30 of 200 epochs, 5,000 training samples` where a run is shorter than its recipe, else empty.
+
+        Epochs: the schedule was written for more, or the result says so. Samples: only a part was trained on.
+        """
         full = self.recipe.get("schedule.of")
-        if isinstance(full, int) and self.epochs is not None and self.epochs < full:
-            return f"{self.epochs} of {full} epochs"
         budget = (self.run.result or {}).get("budget")
-        return str(budget) if isinstance(budget, str) and budget not in ("", "full") else ""
+        parts = []
+        if isinstance(full, int) and self.epochs is not None and self.epochs < full:
+            parts.append(f"{self.epochs} of {full} epochs")
+        elif isinstance(budget, str) and budget not in ("", "full"):
+            parts.append(budget)
+        if self.train_samples is not None:
+            parts = parts or ([f"{self.epochs} epochs"] if self.epochs is not None else [])
+            parts.append(f"{self.train_samples:,} training samples")
+        return ", ".join(parts)
+
+    @property
+    def train_samples(self) -> int | None:
+        """The part of the training data that was used; None for all of it."""
+        count = self.recipe.get("dataset.train_samples")
+        return count if isinstance(count, int) else None
 
     def get(self, key: str) -> Any:
         """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""
@@ -123,7 +143,8 @@ def facts(run: Run) -> Facts:
     names = _names(run)
     flat = flatten(run.config)
     is_float = names["quantizer"] == "none"
-    recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE)}
+    unset = [key for key in _LATER if flat.get(key) is None]
+    recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
     precision = str(_node(run.config, "trainer").get("precision", ABSENT))

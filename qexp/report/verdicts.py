@@ -103,8 +103,14 @@ def departures(cell: Cell, group: Group) -> list[str]:
         short = key == "epochs" and int(value) < int(wanted)
         budget = f"shortened budget: {value} of the paper's {wanted} epochs"
         found.append(budget if short else f"{key}={value}, paper {wanted}")
+    if one.train_samples is not None and "dataset.train_samples" not in cell.recipe:
+        found.insert(0, f"shortened budget: {one.train_samples:,} training samples")
     found += [f"{key}={value}" for key, value in one.recipe.items() if key.startswith("layers.")]
-    found += [f"{key}={value}" for key, value in group.keys.items() if key not in (*SUBJECT, *cell.recipe)]
+    found += [
+        f"{key}={value}"
+        for key, value in group.keys.items()
+        if key not in (*SUBJECT, "dataset.train_samples", *cell.recipe)
+    ]
     if one.precision not in ("float32", ABSENT):
         found.append(f"trained in {one.precision}")
     return list(dict.fromkeys(found))
