@@ -14,8 +14,15 @@ from qexp.config import Config, LayerSetting
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
 
-_PLACES = ("root", "file", "download", "cache", "weights", "eval_batch_size", "workers")
+_PLACES = ("root", "file", "val_list", "download", "cache", "weights", "eval_batch_size", "workers")
 """Keys of the nodes `dataset` and `model` that say where things are: a digest stands for what they hold."""
+
+_LATER: dict[str, dict[str, tuple[object, ...]]] = {
+    "": {"train_samples": (None,)},
+    "qexp.data.digits.Digits": {"shape": (None, [1, 8, 8])},
+}
+"""Target ("" for all) -> key that came after the first runs -> values that mean what its absence meant: with those
+it is left out, so that earlier runs keep their names."""
 
 _METHOD_KEYS = ("weight", "activation")
 
@@ -103,7 +110,12 @@ def _has_alpha(target: str) -> bool:
 
 
 def _without_places(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key not in _PLACES}
+    later = _LATER[""] | _LATER.get(str(node.get("_target_")), {})
+    return {
+        key: value
+        for key, value in node.items()
+        if key not in _PLACES and not (key in later and value in later[key])
+    }
 
 
 def canonical(value: Any) -> Any:

@@ -26,7 +26,11 @@ from qexp.locks import InUseError
 from qexp.security import check_interpolations
 from qexp.sweeps import Sweep
 
-_PLACES_OF_A_RUN = ("dataset.root", "dataset.file", "dataset.eval_batch_size", "trainer.device", "trainer.threads")
+_PLACES_OF_A_RUN = (
+    *(f"dataset.{key}" for key in ("root", "file", "val_list", "workers", "eval_batch_size")),
+    "trainer.device",
+    "trainer.threads",
+)
 """What may be typed beside a run's folder: where things are and what computes, never what decides its numbers."""
 
 _interrupted_by: list[int] = []

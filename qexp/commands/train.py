@@ -11,6 +11,7 @@ from typing import Any
 
 from qexp.build import build
 from qexp.commands import distributed
+from qexp.commands.devices import devices_of, occupied
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
@@ -168,7 +169,9 @@ def _launch(planned: Planned) -> None:
     """Run in several processes; the folder gets the reason of the one that failed first."""
     planned.run.refuse_locked()
     try:
-        distributed.launch(planned.config)
+        with occupied(devices_of(planned.config)):
+            if planned.run.read_result() is None:  # another process may have finished it while this one waited
+                distributed.launch(planned.config)
     except Interrupted:
         raise
     except QexpError as error:

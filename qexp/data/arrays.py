@@ -13,7 +13,7 @@ from qexp.data.augment import AUGMENTATIONS
 from qexp.data.base import DataSource, normalisation
 from qexp.data.batches import ArrayBatches, Pixels, Plan
 from qexp.data.checks import check_common, check_statistics, check_whole
-from qexp.data.splits import Split, Splits, carve, check_labels
+from qexp.data.splits import Split, Splits, check_labels, training_rows
 from qexp.errors import DataError
 
 
@@ -30,6 +30,7 @@ class ArraySource(DataSource):
         augment: of the training images, one of `none`, `crop`, `flip`, `crop_flip`.
         padding: pixels of black on each side that a crop may show.
         validation: share of the training samples set apart for choosing, 0 for none; always the same ones.
+        train_samples: train on this many of the others, all classes alike, always the same ones; None: on all.
         eval_batch_size: samples of one batch of validation and test.
 
     Raises:
@@ -49,6 +50,7 @@ class ArraySource(DataSource):
         augment: str = "none",
         padding: int = 4,
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
         self.root = check_common(
@@ -57,6 +59,7 @@ class ArraySource(DataSource):
             augment=augment,
             augmentations=AUGMENTATIONS,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
         check_whole("padding", padding, 1, "; dataset.augment=none switches crops off")
@@ -68,6 +71,7 @@ class ArraySource(DataSource):
         self.augment = augment
         self.padding = padding
         self.validation = validation
+        self.train_samples = train_samples
         self.eval_batch_size = eval_batch_size
         self._mean, self._std = mean, std
         self._shape = shape
@@ -215,7 +219,7 @@ class ArraySource(DataSource):
                 f"dataset.validation={self.validation}: {self.name} brings a validation split of its own"
                 f" ({self.root}/val); set dataset.validation=0 to use it."
             )
-        return carve(self.splits["train"].labels, self.validation)
+        return training_rows(self.splits["train"].labels, self.validation, self.train_samples)
 
     def _pixels(self, split: str, device: torch.device | str) -> Pixels:
         key = (split, torch.device(device))

@@ -72,7 +72,7 @@ def content_digest(files: Sequence[Path], root: Path) -> str:
             known = _hash_files(files, root)
             # A file written this very moment can change again within the clock's resolution.
             if time.time() - newest > 2:
-                _write_atomically(memo, lambda stream: stream.write(json.dumps({"digest": known}).encode()))
+                write_atomically(memo, lambda stream: stream.write(json.dumps({"digest": known}).encode()))
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be read ({error.strerror or error}).") from error
     return known
@@ -149,10 +149,11 @@ def store_splits(file: Path, splits: Splits) -> None:
     arrays = {f"x_{name}": split.images for name, split in splits.items()}
     arrays |= {f"y_{name}": split.labels for name, split in splits.items()}
     arrays["digest"] = np.array(splits_digest(splits))
-    _write_atomically(file, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+    write_atomically(file, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
-def _write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Swap in what `write` writes; where that is not possible, say so in the log and go on."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ def check_common(
     augment: object,
     augmentations: tuple[str, ...],
     validation: object,
+    train_samples: object,
     eval_batch_size: object,
 ) -> Path:
     """Check the arguments that every data set has; return the root as a path."""
@@ -26,6 +27,8 @@ def check_common(
         raise DataError(f"dataset.augment={augment!r} is not known.{did_you_mean(str(augment), augmentations)}")
     if not _is_number(validation) or not 0 <= validation < 1:  # type: ignore[operator]
         raise DataError(f"dataset.validation={validation}: a share of the training samples, 0 or more, below 1.")
+    if train_samples is not None:
+        check_whole("train_samples", train_samples, 1, ", or null for all")
     check_whole("eval_batch_size", eval_batch_size, least=1)
     return Path(root).expanduser()
 

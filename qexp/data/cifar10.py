@@ -39,6 +39,7 @@ class CIFAR10(ArraySource):
         augment: str = "crop_flip",
         padding: int = 4,
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
         super().__init__(
@@ -52,6 +53,7 @@ class CIFAR10(ArraySource):
             augment=augment,
             padding=padding,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
 

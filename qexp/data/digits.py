@@ -13,7 +13,12 @@ import numpy as np
 
 from qexp.data import cache
 from qexp.data.arrays import ArraySource
-from qexp.data.splits import Splits, make_split, stratified_rows
+from qexp.data.checks import given_shape
+from qexp.data.resizing import resize
+from qexp.data.splits import Split, Splits, make_split, stratified_rows
+from qexp.errors import DataError
+
+SHAPE = (1, 8, 8)
 
 TEST_SAMPLES = 360
 """Of the 1797 images; the other 1437 are for training. The set itself brings no division."""
@@ -22,7 +27,12 @@ TEST_SAMPLES = 360
 class Digits(ArraySource):
     """1797 grey images of 8 x 8 pixels, 0 ... 16, ten classes; one fixed stratified division, 1437 / 360.
 
-    Arguments are those of `ArraySource`; `root` and `download` are accepted and not needed.
+    Args:
+        shape: (channels, height, width) that they are shown at: resized, and with 3 channels the grey in each. It
+            lets networks made for photographs run on data that every installation has. None: (1, 8, 8).
+        mean, std: one number, or one per channel.
+
+    The other arguments are those of `ArraySource`; `root` and `download` are accepted and not needed.
     """
 
     peak = 16
@@ -35,22 +45,28 @@ class Digits(ArraySource):
         download: bool = False,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        shape: list[int] | None = None,
         augment: str = "none",
         padding: int = 1,
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
+        shown = given_shape(shape) or SHAPE
+        if shown[0] not in (1, 3):
+            raise DataError(f"dataset.shape={shape}: the first number counts channels, 1 (grey) or 3 (colour).")
         super().__init__(
             name=name,
             root=root,
             download=download,
-            mean=mean,
-            std=std,
-            shape=(1, 8, 8),
+            mean=_of_each_channel(mean, shown[0]),
+            std=_of_each_channel(std, shown[0]),
+            shape=shown,
             num_classes=10,
             augment=augment,
             padding=padding,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
 
@@ -59,15 +75,26 @@ class Digits(ArraySource):
         return []
 
     def digest(self) -> str:
-        """Return the digest of the arrays themselves."""
-        return cache.splits_digest(self.splits)
+        """Return the digest of the arrays as they ship; the shape they are shown at is a setting, no content."""
+        return cache.splits_digest(_read_and_divide())
 
     def decode(self) -> Splits:
-        """Read scikit-learn's copy and divide it."""
-        return dict(_read_and_divide())
+        """Read scikit-learn's copy, divide it, and bring it to its shape."""
+        return {
+            name: Split(_shown(split.images, self.shape), split.labels)
+            for name, split in _read_and_divide().items()
+        }
 
     def _read(self) -> Splits:
         return self.decode()
+
+
+def _shown(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.ascontiguousarray(resize(images, *shape[1:]).repeat(shape[0], axis=3))
+
+
+def _of_each_channel(values: list[float] | None, channels: int) -> list[float] | None:
+    return values * channels if isinstance(values, list) and len(values) == 1 else values
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from qexp.data import images
 from qexp.data.arrays import ArraySource
 from qexp.data.checks import given_shape
 from qexp.data.splits import Split, Splits
+from qexp.data.trees import Tree, scan
 from qexp.errors import DataError
 
 LARGEST_BYTES = 16 << 30
@@ -43,6 +44,7 @@ class ImageFolder(ArraySource):
         augment: str = "none",
         padding: int = 4,
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
         if download:
@@ -63,14 +65,20 @@ class ImageFolder(ArraySource):
             augment=augment,
             padding=padding,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
-        self._trees: dict[str, images.Tree] | None = None
+        self._trees: dict[str, Tree] | None = None
 
-    def trees(self) -> dict[str, images.Tree]:
+    def trees(self) -> dict[str, Tree]:
         """Return the listing of each split, made at the first call."""
         if self._trees is None:
-            train = images.scan(self.root / "train")
+            if not (self.root / "train").is_dir():
+                raise DataError(
+                    f"dataset.root={str(self.root)!r}: no data set {self.name} there (no folder train); images"
+                    " lie in train/<class>/ and test/<class>/ (or val) below it. Set dataset.root, or QEXP_DATA."
+                )
+            train = scan(self.root / "train")
             if self._num_classes is not None and len(train.classes) != self._num_classes:
                 raise DataError(
                     f"dataset.num_classes={self._num_classes}: {train.folder} has {len(train.classes)}"
@@ -82,7 +90,7 @@ class ImageFolder(ArraySource):
             folders = {"test": "val"} if there == ["val"] else {name: name for name in there}
             self._trees = {"train": train}
             for split, folder in folders.items():
-                self._trees[split] = images.scan(self.root / folder, train.classes)
+                self._trees[split] = scan(self.root / folder, train.classes)
         return self._trees
 
     def files(self) -> list[Path]:
@@ -97,7 +105,7 @@ class ImageFolder(ArraySource):
         """Decode every image."""
         return {name: Split(self._decode(tree), tree.labels) for name, tree in self.trees().items()}
 
-    def _decode(self, tree: images.Tree) -> np.ndarray:
+    def _decode(self, tree: Tree) -> np.ndarray:
         files = tree.files
         channels, height, width = self._shape or (3, *_size(files[0]))
         needed = len(files) * channels * height * width

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from qexp.data import images
-from qexp.data.augment import normalise
 from qexp.data.base import DataSource, normalisation
-from qexp.data.batches import Batch, Batches, Plan
+from qexp.data.batches import Batches, Plan
 from qexp.data.checks import check_common, check_statistics, check_whole
-from qexp.data.crops import CROPS, cut
-from qexp.data.splits import carve
+from qexp.data.crops import CROPS
+from qexp.data.decoding import Decoding, FileBatches
+from qexp.data.flat_val import flat_tree
+from qexp.data.splits import training_rows
+from qexp.data.trees import Tree, list_images, scan
 from qexp.errors import DataError
 
 MOST_WORKERS = 16
@@ -30,9 +29,15 @@ MOST_WORKERS = 16
 class ImageNet(DataSource):
     """ImageNet, or any tree of the same form that is too large for memory; `val` is the test split.
 
+    `train` has a folder for each class. `val` has the same folders, or all images loose in it (as
+    ILSVRC2012_img_val.tar unpacks) and in it or above it a list of their classes: `val.txt` or `val_map.txt`,
+    Kaggle's `LOC_val_solution.csv`, or the development kit's `ILSVRC2012_validation_ground_truth.txt` with its
+    `meta.mat`; `qexp.data.flat_val` describes them. Both forms give the same samples in the same order.
+
     Args:
         name: short name.
         root: folder with `train` and `val`.
+        val_list: the list of a loose `val`; None looks for it.
         download: must be false: ImageNet is given on request only.
         num_classes: class folders in `train`.
         resize: the shorter side before a crop, pixels.
@@ -40,6 +45,7 @@ class ImageNet(DataSource):
         mean, std: per channel, images on the scale 0 ... 1.
         augment: of the training images: `none` (centre crop), `crop_flip` or `resized_crop` (with flip).
         validation: share of the training samples set apart for choosing, 0 for none; always the same ones.
+        train_samples: train on this many of the others, all classes alike, always the same ones; None: on all.
         eval_batch_size: samples of one batch of validation and test.
         workers: decoding processes; 0 decodes in this one, None takes one per processor, at most 16.
 
@@ -54,12 +60,14 @@ class ImageNet(DataSource):
         std: list[float],
         name: str = "imagenet",
         root: str = "data/imagenet",
+        val_list: str | None = None,
         download: bool = False,
         num_classes: int = 1000,
         resize: int = 256,
         crop: int = 224,
         augment: str = "crop_flip",
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
         workers: int | None = None,
     ) -> None:
@@ -69,6 +77,7 @@ class ImageNet(DataSource):
             augment=augment,
             augmentations=CROPS,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
         check_statistics(mean, std, 3)
@@ -82,11 +91,15 @@ class ImageNet(DataSource):
         check_whole("resize", resize, crop, " pixels: no smaller than dataset.crop")
         if workers is not None:
             check_whole("workers", workers, 0, " decoding processes, or null")
+        if not isinstance(val_list, (str, type(None))):
+            raise DataError(f"dataset.val_list={val_list!r}: the path of a list, or null.")
         self.name = name
+        self.val_list = None if val_list is None else Path(val_list).expanduser()
         self.augment, self.resize, self.crop = augment, resize, crop
-        self.validation, self.eval_batch_size, self.workers = validation, eval_batch_size, workers
+        self.validation, self.train_samples = validation, train_samples
+        self.eval_batch_size, self.workers = eval_batch_size, workers
         self._num_classes, self._mean, self._std = num_classes, tuple(mean), tuple(std)
-        self._trees: dict[str, images.Tree] | None = None
+        self._trees: dict[str, Tree] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,24 +121,52 @@ class ImageNet(DataSource):
         """As given."""
         return self._std
 
-    def trees(self) -> dict[str, images.Tree]:
+    def trees(self) -> dict[str, Tree]:
         """Return the listing of `train` and `test`, made at the first call."""
         if self._trees is None:
-            train = images.scan(self.root / "train")
+            if missing := [each for each in ("train", "val") if not (self.root / each).is_dir()]:
+                raise DataError(self._how_to_get_it(missing[0]))
+            train = scan(self.root / "train")
             if len(train.classes) != self._num_classes:
                 raise DataError(
                     f"dataset.num_classes={self._num_classes}: {train.folder} has {len(train.classes)}"
                     " class folders; give their number."
                 )
-            self._trees = {"train": train, "test": images.scan(self.root / "val", train.classes)}
+            self._trees = {"train": train, "test": self._val(train.classes)}
         return self._trees
+
+    def _val(self, classes: tuple[str, ...]) -> Tree:
+        folder = self.root / "val"
+        listing = list_images(folder)
+        sorted_in = set(listing.classes) & set(classes)
+        loose = len(listing.loose)
+        if loose and sorted_in:
+            raise DataError(
+                f"{folder}: {loose} images lie loose in it beside class folders; sort them into these, or take the"
+                " folders away."
+            )
+        if loose:
+            return flat_tree(folder, listing, classes, self.val_list)
+        if self.val_list is not None:
+            raise DataError(f"dataset.val_list={self.val_list}: {folder} has no loose images; set it to null.")
+        return scan(folder, classes)
+
+    def _how_to_get_it(self, missing: str) -> str:
+        there = "" if self.root.is_dir() else ", nor the root itself"
+        return (
+            f"dataset.root={str(self.root)!r}: no data set {self.name} there (no folder {missing}{there}); it is"
+            " train/<class>/*.JPEG and val, in class folders or loose with the official list. ImageNet (ILSVRC"
+            " 2012, 150 GB) is given on request at https://image-net.org: unpack ILSVRC2012_img_train.tar and the"
+            " archives in it into train/<class>, ILSVRC2012_img_val.tar into val, ILSVRC2012_devkit_t12.tar.gz"
+            " beside them; then set dataset.root, or QEXP_DATA to the folder that holds the folder imagenet."
+        )
 
     def digest(self) -> str:
         """Return the sha256 over names and sizes of all files; their contents would take minutes to read."""
         total = hashlib.sha256()
         for split, tree in self.trees().items():
-            for name, size in zip(tree.names, tree.sizes.tolist(), strict=True):
-                total.update(f"{split}/{name} {size}\n".encode())
+            for line in tree.lines():
+                total.update(b"%s/%s" % (split.encode(), line))
         return total.hexdigest()
 
     def train_batches(
@@ -140,7 +181,7 @@ class ImageNet(DataSource):
         channels_last: bool = True,
     ) -> Batches:
         """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
-        rows, _ = carve(self.trees()["train"].labels, self.validation)
+        rows, _ = self._training_rows()
         plan = Plan(torch.from_numpy(rows), batch_size, True, shuffle, seed, rank, world_size)
         return self._batches("train", plan, device, self.augment, channels_last)
 
@@ -154,7 +195,7 @@ class ImageNet(DataSource):
         channels_last: bool = True,
     ) -> Batches | None:
         """Return the samples set apart for choosing, not augmented; None when there are none."""
-        _, rows = carve(self.trees()["train"].labels, self.validation)
+        _, rows = self._training_rows()
         if not len(rows):
             return None
         plan = Plan(torch.from_numpy(rows), self._size(batch_size), rank=rank, world_size=world_size)
@@ -170,9 +211,12 @@ class ImageNet(DataSource):
         channels_last: bool = True,
     ) -> Batches:
         """Return `val`, every sample once, centre crops."""
-        rows = torch.arange(len(self.trees()["test"].names))
+        rows = torch.arange(len(self.trees()["test"]))
         plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
         return self._batches("test", plan, device, "none", channels_last)
+
+    def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        return training_rows(self.trees()["train"].labels, self.validation, self.train_samples)
 
     def _size(self, batch_size: int | None) -> int:
         return self.eval_batch_size if batch_size is None else batch_size
@@ -191,58 +235,3 @@ def _processors() -> int:
     """Return how many processors this process may use, at most 16."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, MOST_WORKERS)
-
-
-class Decoding(Dataset):
-    """Decodes whole batches in a worker: (epoch, row numbers) -> uint8 images and labels, or the error's text.
-
-    The text travels as a value: an exception would come out of the loader with the worker's traceback inside.
-    """
-
-    def __init__(self, tree: images.Tree, augment: str, resize: int, crop: int, seed: int) -> None:
-        self.tree = tree
-        self.augment, self.resize, self.crop, self.seed = augment, resize, crop, seed
-
-    def __getitem__(self, request: tuple[int, list[int]]) -> tuple[Tensor, Tensor] | str:
-        """Return uint8 (samples, crop, crop, 3) and int64 (samples,)."""
-        epoch, rows = request
-        batch = np.empty((len(rows), self.crop, self.crop, 3), dtype=np.uint8)
-        try:
-            for place, row in enumerate(rows):
-                image = images.decode(self.tree.folder / self.tree.names[row], 3)
-                sample = (self.seed, epoch, row)
-                batch[place] = images.pixels(cut(image, self.augment, self.resize, self.crop, sample))
-        except DataError as error:
-            return str(error)
-        return torch.from_numpy(batch), torch.from_numpy(self.tree.labels[rows])
-
-
-class FileBatches(Batches):
-    """Batches decoded from files by worker processes, normalised on the training device."""
-
-    def __init__(
-        self, decoding: Decoding, plan: Plan, scale: Tensor, shift: Tensor, workers: int, channels_last: bool
-    ) -> None:
-        super().__init__(plan)
-        self.decoding = decoding
-        self.scale, self.shift = scale, shift
-        self.workers = workers
-        self.channels_last = channels_last
-
-    def _load(self, shares: Iterable[Tensor], epoch: int) -> Iterator[Batch]:
-        device = self.scale.device
-        loader = DataLoader(
-            self.decoding,
-            batch_size=None,
-            sampler=((epoch, share.tolist()) for share in shares),
-            num_workers=self.workers,
-            pin_memory=device.type == "cuda",
-            # A generator of its own: the loader draws a number, and must not move the run's generators.
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            if isinstance(batch, str):
-                raise DataError(batch)
-            images_, labels = (each.to(device, non_blocking=True) for each in batch)
-            values = normalise(images_, self.scale, self.shift)
-            yield values if self.channels_last else values.contiguous(), labels

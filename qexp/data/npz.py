@@ -64,6 +64,7 @@ class Npz(ArraySource):
         augment: str = "none",
         padding: int = 4,
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
         if download:
@@ -79,6 +80,7 @@ class Npz(ArraySource):
             augment=augment,
             padding=padding,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
         if not isinstance(file, str):
@@ -88,7 +90,10 @@ class Npz(ArraySource):
     def files(self) -> list[Path]:
         """Return the one file."""
         if not self.file.is_file():
-            raise DataError(f"dataset.file={str(self.file)!r}: no such file; give its path, or set dataset.root.")
+            raise DataError(
+                f"dataset.file={str(self.file)!r}: no such file for the data set {self.name}; give the path of one"
+                f" with {', '.join(NEEDED)}, or set dataset.root."
+            )
         return [self.file]
 
     def decode(self) -> Splits:

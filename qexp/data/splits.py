@@ -111,3 +111,48 @@ def carve(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
             f" train and {count} to choose by; give a share between 0 and 1 that leaves both some."
         )
     return stratified_rows(labels, count)
+
+
+def even_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """Draw `count` samples, as many of each class as of any other while the class has some; always the same ones.
+
+    It is the beginning of one fixed order in which the classes take turns: a smaller draw is part of a larger one.
+
+    Args:
+        labels: (samples,), any integers.
+        count: 0 ... samples.
+
+    Returns:
+        Row numbers (int64, ascending).
+    """
+    shuffled = np.random.RandomState(0).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    turn = np.empty(len(labels), dtype=np.int64)
+    turn[by_class] = np.arange(len(labels)) - np.repeat(first, sizes)
+    # Within a turn the classes come as the shuffle has them, so no class is favoured by its number.
+    return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")[:count]])
+
+
+def training_rows(
+    labels: np.ndarray, validation: float, train_samples: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers for training and for validation.
+
+    Args:
+        labels: of the training split.
+        validation: share of its samples set apart; what is left is for training.
+        train_samples: how many of those are used, drawn by `even_rows`; None: all.
+
+    Raises:
+        DataError: a share that leaves one of the two without samples, or more samples than there are.
+    """
+    rows, held = carve(labels, validation)
+    if train_samples is None:
+        return rows, held
+    if train_samples > len(rows):
+        raise DataError(
+            f"dataset.train_samples={train_samples}: there are {len(rows)} samples to train on; give at most as"
+            " many, or null for all."
+        )
+    return rows[even_rows(labels[rows], train_samples)], held

@@ -9,16 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from qexp.data.archives import find_or_fetch, read_part
 from qexp.data.arrays import ArraySource
 from qexp.data.checks import check_flag, check_whole
+from qexp.data.resizing import resize
 from qexp.data.splits import Split, Splits
-
-RESIZE_BLOCK = 4096
-"""Images resized at once, so that the float copy stays small."""
 
 
 class SVHN(ArraySource):
@@ -45,6 +41,7 @@ class SVHN(ArraySource):
         augment: str = "none",
         padding: int = 4,
         validation: float = 0.0,
+        train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
         check_whole("size", size, 1, " pixels")
@@ -60,6 +57,7 @@ class SVHN(ArraySource):
             augment=augment,
             padding=padding,
             validation=validation,
+            train_samples=train_samples,
             eval_batch_size=eval_batch_size,
         )
         self.size = size
@@ -82,7 +80,9 @@ class SVHN(ArraySource):
         parts = {
             part: read_part("SVHN", self.root, {"split": part}, channels_first=True) for part in self._parts()
         }
-        splits = {part: Split(resize(split.images, self.size), split.labels) for part, split in parts.items()}
+        splits = {
+            part: Split(resize(split.images, self.size, self.size), split.labels) for part, split in parts.items()
+        }
         if self.extra:
             more = splits.pop("extra")
             train = splits["train"]
@@ -90,15 +90,3 @@ class SVHN(ArraySource):
                 np.concatenate([train.images, more.images]), np.concatenate([train.labels, more.labels])
             )
         return splits
-
-
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 (samples, height, width, channels) to `size` x `size`, bilinear, half-pixel centres."""
-    if images.shape[1:3] == (size, size):
-        return images
-    resized = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
-    for start in range(0, len(images), RESIZE_BLOCK):
-        block = torch.from_numpy(images[start : start + RESIZE_BLOCK]).permute(0, 3, 1, 2).float()
-        smooth = F.interpolate(block, size=(size, size), mode="bilinear", antialias=True)
-        resized[start : start + RESIZE_BLOCK] = smooth.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return resized

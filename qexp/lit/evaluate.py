@@ -14,19 +14,25 @@ from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
+from qexp.lit import world
 
 
 def device_of(config: Config) -> torch.device:
     """Return the device of `trainer.device`; `auto` takes a GPU where there is one.
 
     Raises:
-        ConfigError: cuda was asked for and there is none.
+        ConfigError: cuda was asked for and there is none, or fewer devices than `trainer.devices`.
     """
     wanted = config.trainer.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device=cuda: no CUDA device here; use trainer.device=cpu or auto.")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and config.trainer.devices > (found := torch.cuda.device_count()):
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: {found} CUDA device{'s' * (found != 1)} here; give at most"
+            " as many, or trainer.device=cpu."
+        )
     return (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wanted == "cuda" else torch.device(wanted)
     )
@@ -61,17 +67,23 @@ def evaluate(network: nn.Module, source: DataSource, config: Config, split: str 
 
 @torch.no_grad()
 def measure(network: nn.Module, batches: Batches, device: torch.device) -> tuple[float, float]:
-    """Return mean cross entropy and accuracy over `batches`; sums are kept in float64."""
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
-    samples = 0
+    """Return mean cross entropy and accuracy over `batches`; sums are kept in float64.
+
+    Batches that the processes of a job share are summed over all of them, each of which has to call this.
+    """
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
     with evaluating(network), float32(device):
         for images, labels in batches:
+            if not len(labels):  # of a last batch with fewer samples than processes
+                continue
             logits = network(images)
             loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-            totals += torch.stack([loss, (logits.argmax(dim=1) == labels).sum().double()])
-            samples += labels.shape[0]
-    loss_sum, correct = totals.tolist()
-    return loss_sum / max(samples, 1), correct / max(samples, 1)
+            correct = (logits.argmax(dim=1) == labels).sum().double()
+            totals += torch.stack([loss, correct, torch.ones_like(loss) * len(labels)])
+    if batches.plan.world_size > 1:
+        totals = world.summed(totals)
+    loss_sum, hits, samples = totals.tolist()
+    return loss_sum / max(samples, 1), hits / max(samples, 1)
 
 
 @contextlib.contextmanager

@@ -143,11 +143,18 @@ def _module(network: nn.Module, config: Config, total_steps: int) -> Classificat
 
 
 def _sources(source: DataSource, config: Config, device: torch.device) -> list[Source]:
-    validation = source.validation_batches(None, device, channels_last=config.trainer.channels_last)
+    validation = source.validation_batches(
+        None,
+        device,
+        rank=world.rank(),
+        world_size=world.size(),
+        channels_last=config.trainer.channels_last,
+    )
     if validation is None:
         return []
 
     def validate(trainer: pl.Trainer, module: Classification) -> dict[str, float]:
+        world.agree_on_buffers(module.network)
         loss, accuracy = measure(module.network, validation, module.device)
         return {"val_loss": loss, "val_accuracy": accuracy}
 

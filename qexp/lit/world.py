@@ -26,6 +26,13 @@ def summed(value: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def agree_on_buffers(module: torch.nn.Module) -> None:
+    """Give every process the first one's buffers (batch norm's running statistics), which are what is saved."""
+    if size() > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def gathered(value: object) -> list[object]:
     """Return the values of all processes by their number, each of which has to call this."""
     found: list[object] = [value] * size()

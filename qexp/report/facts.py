@@ -18,7 +18,9 @@ ABSENT = "–"
 _RUN_ID = re.compile(r"(?P<model>[^-]+)-(?P<dataset>[^-]+)-(?P<quantizer>[^-]+)(-w\d+a\d+)?-s\d+-[0-9a-f]{8}")
 
 # Places, names and comfort: no part of what was asked of the run.
-_PLACES = tuple(f"dataset.{name}" for name in ("root", "file", "download", "cache", "eval_batch_size", "workers"))
+_PLACES = tuple(
+    f"dataset.{name}" for name in ("root", "file", "val_list", "download", "cache", "eval_batch_size", "workers")
+)
 _NO_RECIPE = (
     "names",
     "seed",
@@ -32,6 +34,9 @@ _NO_RECIPE = (
     "bits",
     *_PLACES,
 )
+
+# Settings that came after the first runs: null says what their absence said.
+_LATER = ("dataset.train_samples", "dataset.shape")
 
 # Rounding-level differences of the same recipe: they never split a group by themselves.
 _NUMERICS = (
@@ -88,7 +93,7 @@ class Facts:
         if isinstance(full, int) and self.epochs is not None and self.epochs < full:
             parts.append(f"{self.epochs} of {full} epochs")
         if samples is not None:
-            parts.append(f"{samples} training samples")
+            parts.append(f"{samples:,} training samples")
         if self.smoke:
             parts.append(f"smoke test on {self.dataset}")
         return ", ".join(parts)
@@ -133,7 +138,8 @@ def facts(run: Run) -> Facts:
     names = _names(run)
     flat = flatten(run.config)
     is_float = names["quantizer"] == "none"
-    recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE)}
+    unset = [key for key in _LATER if flat.get(key) is None]
+    recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
     precision = str(_node(run.config, "trainer").get("precision", ABSENT))

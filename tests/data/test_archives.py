@@ -10,7 +10,8 @@ from torchvision import datasets as official
 
 from qexp.data.cifar10 import CIFAR10
 from qexp.data.mnist import MNIST
-from qexp.data.svhn import SVHN, resize
+from qexp.data.resizing import resize
+from qexp.data.svhn import SVHN
 from qexp.errors import DataError
 
 
@@ -109,6 +110,6 @@ def test_svhn_at_the_papers_size(svhn_root):
 
 def test_resizing_keeps_a_ramp_a_ramp():
     ramp = np.broadcast_to((np.arange(32) * 8).astype(np.uint8)[None, None, :, None], (2, 32, 32, 3))
-    row = resize(np.ascontiguousarray(ramp), 40)[0, 20, :, 0].astype(float)
+    row = resize(np.ascontiguousarray(ramp), 40, 40)[0, 20, :, 0].astype(float)
     centres = ((np.arange(40) + 0.5) * 32 / 40 - 0.5) * 8
     assert np.abs(row[1:-1] - centres[1:-1]).max() <= 0.5
