@@ -148,8 +148,7 @@ def _sources(source: DataSource, config: Config, device: torch.device) -> list[S
         return []
 
     def validate(trainer: pl.Trainer, module: Classification) -> dict[str, float]:
-        loss, accuracy = measure(module.network, validation, module.device)
-        return {"val_loss": loss, "val_accuracy": accuracy}
+        return {f"val_{name}": value for name, value in measure(module.network, validation, module.device).items()}
 
     return [validate]
 
