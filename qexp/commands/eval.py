@@ -41,8 +41,9 @@ def run(config: Config) -> dict[str, Any]:
     metrics = evaluate(network, source, config, config.eval.split)
     place = str(folder.path) if folder is not None else str(Path(config.model["weights"]))
     primary = f"{'test' if config.eval.split == 'test' else 'val'}_accuracy"
+    width = max(map(len, metrics)) + 1
     for name, value in metrics.items():
-        print(f"{name.replace('_', ' '):14} {value:.4f}")
+        print(f"{name.replace('_', ' '):{width}} {value:.4f}")
     matches = _compare(folder, metrics) if folder is not None else None
     return {
         "run_id": folder.path.name if folder is not None else "",

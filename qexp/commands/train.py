@@ -251,7 +251,9 @@ def _figures(planned: Planned, metrics: dict[str, float]) -> Path | None:
 
 
 def _say_result(planned: Planned, result: dict[str, Any], figure: Path | None) -> None:
-    print(f"test accuracy {result['test_accuracy']:.4f}  ({planned.config.epochs} epochs)")
+    top5 = result["metrics"].get("test_accuracy_top5")
+    also = "" if top5 is None else f", top-5 {top5:.4f}"
+    print(f"test accuracy {result['test_accuracy']:.4f}{also}  ({planned.config.epochs} epochs)")
     print(f"run           {planned.run.path}")
     if figure is not None:
         print(f"figure        {figure}")

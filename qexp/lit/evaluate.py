@@ -8,13 +8,16 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
 from qexp.lit import world
+
+TOP5_CLASSES = 100
+"""The fewest classes for which top-5 accuracy is reported; with ten of them it says next to nothing."""
 
 
 def device_of(config: Config) -> torch.device:
@@ -41,7 +44,8 @@ def device_of(config: Config) -> torch.device:
 def evaluate(network: nn.Module, source: DataSource, config: Config, split: str = "test") -> dict[str, float]:
     """Return `<split>_loss` and `<split>_accuracy` of `network`, in float32 and without compiling.
 
-    The network's modes and its place are left as they were found.
+    `<split>_accuracy_top5` comes with them where `measure` gives it. The network's modes and its place are left as
+    they were found.
 
     Args:
         split: `test` or `validation` (reported as `val_*`).
@@ -61,29 +65,47 @@ def evaluate(network: nn.Module, source: DataSource, config: Config, split: str 
     if channels_last:
         network.to(memory_format=torch.channels_last)
     prefix = "test" if split == "test" else "val"
-    loss, accuracy = measure(network, batches, device)
-    return {f"{prefix}_loss": loss, f"{prefix}_accuracy": accuracy}
+    return {f"{prefix}_{name}": value for name, value in measure(network, batches, device).items()}
 
 
 @torch.no_grad()
-def measure(network: nn.Module, batches: Batches, device: torch.device) -> tuple[float, float]:
-    """Return mean cross entropy and accuracy over `batches`; sums are kept in float64.
+def measure(network: nn.Module, batches: Batches, device: torch.device) -> dict[str, float]:
+    """Return mean cross entropy as `loss`, the share of right answers as `accuracy`, over all of `batches`.
 
-    Batches that the processes of a job share are summed over all of them, each of which has to call this.
+    Where the network tells at least `TOP5_CLASSES` classes apart, also the share of samples whose class is among
+    the five largest logits, as `accuracy_top5`. Sums are kept in float64. Batches that the processes of a job
+    share are summed over all of them, each of which has to call this.
     """
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    names = ("loss", "accuracy", "accuracy_top5")
+    totals = torch.zeros(2, len(names), dtype=torch.float64, device=device)  # sums, and samples behind each
     with evaluating(network), float32(device):
         for images, labels in batches:
             if not len(labels):  # of a last batch with fewer samples than processes
                 continue
-            logits = network(images)
-            loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-            correct = (logits.argmax(dim=1) == labels).sum().double()
-            totals += torch.stack([loss, correct, torch.ones_like(loss) * len(labels)])
+            found = sums(network(images), labels)
+            here = torch.tensor([float(len(labels)) * (name in found) for name in names], dtype=torch.float64)
+            none = torch.zeros_like(found["loss"])
+            totals += torch.stack([torch.stack([found.get(name, none) for name in names]), here.to(device)])
     if batches.plan.world_size > 1:
         totals = world.summed(totals)
-    loss_sum, hits, samples = totals.tolist()
-    return loss_sum / max(samples, 1), hits / max(samples, 1)
+    return {name: total / samples for name, total, samples in zip(names, *totals.tolist(), strict=True) if samples}
+
+
+def sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return what `measure` averages, summed over one batch: float64 scalars, by name.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,), the index of each sample's class.
+    """
+    found = {
+        "loss": F.cross_entropy(logits.double(), labels, reduction="sum"),
+        "accuracy": (logits.argmax(dim=1) == labels).sum().double(),
+    }
+    if logits.shape[1] >= TOP5_CLASSES:
+        best = logits.topk(5, dim=1).indices
+        found["accuracy_top5"] = (best == labels.unsqueeze(1)).any(dim=1).sum().double()
+    return found
 
 
 @contextlib.contextmanager

@@ -155,8 +155,8 @@ def _sources(source: DataSource, config: Config, device: torch.device) -> list[S
 
     def validate(trainer: pl.Trainer, module: Classification) -> dict[str, float]:
         world.agree_on_buffers(module.network)
-        loss, accuracy = measure(module.network, validation, module.device)
-        return {"val_loss": loss, "val_accuracy": accuracy}
+        found = measure(module.network, validation, module.device)
+        return {f"val_{name}": value for name, value in found.items()}
 
     return [validate]
 

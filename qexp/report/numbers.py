@@ -8,10 +8,10 @@ from qexp.report.intervals import Summary
 def is_share(metric: str) -> bool:
     """Tell whether a metric is a share of 1, shown in percent.
 
-    >>> is_share("test_accuracy"), is_share("test_loss")
-    (True, False)
+    >>> is_share("test_accuracy"), is_share("test_accuracy_top5"), is_share("test_loss")
+    (True, True, False)
     """
-    return metric.endswith("accuracy")
+    return metric.endswith(("accuracy", "accuracy_top5"))
 
 
 def unit(metric: str) -> str:

@@ -125,7 +125,7 @@ def test_a_degradation_is_taken_against_float_runs_of_the_same_seeds(make_run: M
 
 
 def test_the_range_of_the_alphas_stands_beside_figure_2(make_run: MakeRun, tmp_path: Path) -> None:
-    metrics = {"test_accuracy": 0.9, "alpha/a": 1.5, "alpha/b": 0.9, "alpha/c": 2.0}
+    metrics = {"test_accuracy": 0.9, "test_loss": 0.1, "alpha/a": 1.5, "alpha/b": 0.9, "alpha/c": 2.0}
     make_run("pact", 32, 0, 0.9, result={"metrics": metrics})
     (row,) = published_table(load_artefact("pact/fig2"), find_runs(tmp_path)).rows
     assert (row["published"], row["measured"]) == ("2.05 (read off)", "2")
