@@ -21,7 +21,7 @@ from qexp.data.base import DataSource, normalisation
 from qexp.data.batches import Batch, Batches, Plan
 from qexp.data.checks import check_common, check_statistics, check_whole
 from qexp.data.crops import CROPS, cut
-from qexp.data.splits import carve
+from qexp.data.splits import carve, pick
 from qexp.errors import DataError
 
 MOST_WORKERS = 16
@@ -173,6 +173,22 @@ class ImageNet(DataSource):
         rows = torch.arange(len(self.trees()["test"].names))
         plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
         return self._batches("test", plan, device, "none", channels_last)
+
+    def training_samples(
+        self,
+        count: int,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches:
+        """Return `count` of the training samples as centre crops, each class with its share."""
+        labels = self.trees()["train"].labels
+        rows = pick(labels, carve(labels, self.validation)[0], count)
+        plan = Plan(torch.from_numpy(rows), self._size(batch_size), rank=rank, world_size=world_size)
+        return self._batches("train", plan, device, "none", channels_last)
 
     def _size(self, batch_size: int | None) -> int:
         return self.eval_batch_size if batch_size is None else batch_size

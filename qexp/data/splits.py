@@ -111,3 +111,18 @@ def carve(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
             f" train and {count} to choose by; give a share between 0 and 1 that leaves both some."
         )
     return stratified_rows(labels, count)
+
+
+def pick(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of `rows`, ascending, with each class's share and always the same; all where there are fewer.
+
+    Args:
+        labels: (samples,) of the whole split.
+        rows: int64, ascending, those that may be taken.
+
+    Raises:
+        DataError: `count` is below 1.
+    """
+    if count < 1:
+        raise DataError(f"{count} training samples: take 1 or more.")
+    return rows if count >= len(rows) else rows[stratified_rows(labels[rows], count)[1]]
