@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "which jobs of a sweep are done, running, failed, missing",
     "table": "runs as a table: mean, n, 95% interval; beside what a paper printed",
     "plot": "how every alpha moved, learning curves",
+    "scan": "how the loss depends on each clip level of a trained network",
     "bench": "how fast training, evaluation and start-up are here",
 }
 
