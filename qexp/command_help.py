@@ -20,6 +20,7 @@ COMMANDS = {
     "table": "runs as a table: mean, n, 95% interval; beside what a paper printed",
     "plot": "how every alpha moved, learning curves",
     "cost": "what inference would cost on an accelerator, by bits and bandwidth",
+    "scan": "how the loss depends on each clip level of a trained network",
     "bench": "how fast training, evaluation and start-up are here",
 }
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,15 +22,9 @@ from qexp.config import Config, parse
 from qexp.errors import ConfigError, Interrupted, QexpError, did_you_mean
 from qexp.interrupts import hand_back, raising_on_sigterm
 from qexp.locks import InUseError
+from qexp.saved import check_place, run_config
 from qexp.security import check_interpolations
 from qexp.sweeps import Sweep
-
-_PLACES_OF_A_RUN = (
-    *(f"dataset.{key}" for key in ("root", "file", "val_list", "workers", "eval_batch_size")),
-    "trainer.device",
-    "trainer.threads",
-)
-"""What may be typed beside a run's folder: where things are and what computes, never what decides its numbers."""
 
 _interrupted_by: list[int] = []
 """The signal that stopped a job of this process; a sweep's later jobs in it are not started."""
@@ -187,36 +180,14 @@ def of_run(folder: Path, command: str, plain: Mapping[str, Any], typed: Sequence
     Raises:
         ConfigError: there is no run, or something was typed that the run has decided.
     """
-    saved = saved_config(folder, f"{command}.run")
+    places = {}
     for override in typed:
         key = override.partition("=")[0].lstrip("+~")
         top, _, name = key.partition(".")
-        if key in _PLACES_OF_A_RUN and isinstance(saved.get(top), dict):
-            saved[top][name] = plain[top][name]
-        elif top not in (command, "hydra"):
-            allowed = ", ".join(_PLACES_OF_A_RUN)
-            raise ConfigError(
-                f"{decode_overrides([override])}: the run's own config.yaml decides this; with a run one may set"
-                f" {allowed}."
-            )
-    if isinstance(saved.get("model"), dict):
-        saved["model"]["weights"] = None  # where the run began; its own checkpoint says where it ended
-    return {**saved, command: plain[command]}
-
-
-def saved_config(folder: Path, key: str) -> dict[str, Any]:
-    """Return the configuration that a run's folder holds. Raises ConfigError, which names `key`, without one."""
-    try:
-        plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{key}={folder}: no run of qexp (there is no config.yaml in it); `qexp status` lists the runs."
-        ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{key}={folder}: no run of qexp, its config.yaml cannot be read.") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{key}={folder}: its config.yaml is no configuration.")
-    return plain
+        if top not in (command, "hydra"):
+            check_place(key, decode_overrides([override]))
+            places[key] = plain[top][name]
+    return {**run_config(folder, f"{command}.run", places), command: plain[command]}
 
 
 def _name_methods(job: Job, layers: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ BESIDE = {
     "build": 4,
     "identity": 4,
     "runs": 4,
+    "saved": 4,
     "published": 4,
     "report": 4,
     # around hydra_app
@@ -71,6 +72,7 @@ WITHOUT_TORCH = (
     "arguments",
     "build",
     "identity",
+    "saved",
     "published",
     "hydra_app",
     "jobs",

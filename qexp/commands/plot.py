@@ -120,6 +120,20 @@ def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tup
     if artefact.figure in ("alpha", "scan"):
         for run in begun:
             yield f"alpha-{run.path.name}", plots.alpha_figure(run.path)
+    if artefact.figure == "scan":
+        yield from _scans(begun)
+
+
+def _scans(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
+    """Yield the scan of each run that has one; for the others, say what makes it."""
+    from qexp.report.scan_plot import scan_figure
+    from qexp.report.scans import FILE
+
+    for run in runs:
+        if (run.path / FILE).exists():
+            yield f"scan-{run.path.name}", scan_figure(run.path)
+        else:
+            print(f"no scan yet, make it with: qexp scan {run.path}")
 
 
 def save(figure: Figure, target: Path) -> None:

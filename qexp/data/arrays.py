@@ -13,7 +13,7 @@ from qexp.data.augment import AUGMENTATIONS
 from qexp.data.base import DataSource, normalisation
 from qexp.data.batches import ArrayBatches, Pixels, Plan
 from qexp.data.checks import check_common, check_statistics, check_whole
-from qexp.data.splits import Split, Splits, check_labels, training_rows
+from qexp.data.splits import Split, Splits, check_labels, pick, training_rows
 from qexp.errors import DataError
 
 
@@ -198,6 +198,20 @@ class ArraySource(DataSource):
         """Return the test split, every sample once, in its own order, not augmented."""
         rows = np.arange(len(self.splits["test"].labels))
         return self._evaluation("test", rows, batch_size, device, rank, world_size, channels_last)
+
+    def training_samples(
+        self,
+        count: int,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> ArrayBatches:
+        """Return `count` of the training samples, not augmented, each class with its share."""
+        rows = pick(self.splits["train"].labels, self._training_rows()[0], count)
+        return self._evaluation("train", rows, batch_size, device, rank, world_size, channels_last)
 
     def _evaluation(
         self,

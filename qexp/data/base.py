@@ -91,6 +91,26 @@ class DataSource(ABC):
     ) -> Batches:
         """Return the test split, every sample once, in its own order, not augmented."""
 
+    @abstractmethod
+    def training_samples(
+        self,
+        count: int,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches:
+        """Return `count` of the training samples, all where there are fewer, not augmented and none twice.
+
+        Each class keeps its share, the draw is always the same, and samples set apart for choosing are not among
+        them: what a network is looked at with, so that the test split is never touched.
+
+        Raises:
+            DataError: `count` is below 1.
+        """
+
     def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return per channel the lowest and the highest normalised value that an image can have.
 

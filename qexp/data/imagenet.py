@@ -19,7 +19,7 @@ from qexp.data.checks import check_common, check_statistics, check_whole
 from qexp.data.crops import CROPS
 from qexp.data.decoding import Decoding, FileBatches
 from qexp.data.flat_val import flat_tree
-from qexp.data.splits import training_rows
+from qexp.data.splits import pick, training_rows
 from qexp.data.trees import Tree, list_images, scan
 from qexp.errors import DataError
 
@@ -217,6 +217,22 @@ class ImageNet(DataSource):
 
     def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
         return training_rows(self.trees()["train"].labels, self.validation, self.train_samples)
+
+    def training_samples(
+        self,
+        count: int,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches:
+        """Return `count` of the training samples as centre crops, each class with its share."""
+        labels = self.trees()["train"].labels
+        rows = pick(labels, self._training_rows()[0], count)
+        plan = Plan(torch.from_numpy(rows), self._size(batch_size), rank=rank, world_size=world_size)
+        return self._batches("train", plan, device, "none", channels_last)
 
     def _size(self, batch_size: int | None) -> int:
         return self.eval_batch_size if batch_size is None else batch_size

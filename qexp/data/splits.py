@@ -156,3 +156,18 @@ def training_rows(
             " many, or null for all."
         )
     return rows[even_rows(labels[rows], train_samples)], held
+
+
+def pick(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` of `rows`, ascending, with each class's share and always the same; all where there are fewer.
+
+    Args:
+        labels: (samples,) of the whole split.
+        rows: int64, ascending, those that may be taken.
+
+    Raises:
+        DataError: `count` is below 1.
+    """
+    if count < 1:
+        raise DataError(f"{count} training samples: take 1 or more.")
+    return rows if count >= len(rows) else rows[stratified_rows(labels[rows], count)[1]]

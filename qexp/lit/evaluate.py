@@ -41,6 +41,20 @@ def device_of(config: Config) -> torch.device:
     )
 
 
+def move(network: nn.Module, source: DataSource, config: Config) -> tuple[torch.device, bool]:
+    """Bring `network` to the configured device and memory format; return the device, and if channels come last.
+
+    Raises:
+        ConfigError: as `device_of`.
+    """
+    device = device_of(config)
+    channels_last = config.trainer.channels_last and len(source.shape) == 3
+    network.to(device)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    return device, channels_last
+
+
 def evaluate(network: nn.Module, source: DataSource, config: Config, split: str = "test") -> dict[str, float]:
     """Return `<split>_loss` and `<split>_accuracy` of `network`, in float32 and without compiling.
 
@@ -53,17 +67,13 @@ def evaluate(network: nn.Module, source: DataSource, config: Config, split: str 
     Raises:
         ConfigError: the data set has no validation split.
     """
-    device = device_of(config)
-    channels_last = config.trainer.channels_last and len(source.shape) == 3
+    device, channels_last = move(network, source, config)
     if split == "test":
         batches: Batches | None = source.test_batches(None, device, channels_last=channels_last)
     else:
         batches = source.validation_batches(None, device, channels_last=channels_last)
     if batches is None:
         raise ConfigError("split=validation: the data set keeps none; set dataset.validation to a share above 0.")
-    network.to(device)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
     prefix = "test" if split == "test" else "val"
     return {f"{prefix}_{name}": value for name, value in measure(network, batches, device).items()}
 

@@ -24,14 +24,15 @@ def clip(x: Tensor, level: Tensor, signed: bool = False) -> Tensor:
     The gradient of x is 1 for 0 <= x < level (|x| < level), else 0; that of the level is 1 where x >= level
     (and -1 where x <= -level). Source: PACT equations 1 and 3; the signed form is ours.
     """
+    value = torch.maximum(torch.minimum(x, level), -level) if signed else torch.minimum(x.clamp(min=0), level)
+    if not torch.is_grad_enabled():
+        return value
     # The gradient comes from relu's own backward pass, which compares again instead of keeping a mask: a
     # compiler stores such masks slowly. The value comes from a plain clip, because a - (a - x) is not exactly x.
     finite = x.clamp(min=torch.finfo(x.dtype).min, max=torch.finfo(x.dtype).max)
     if signed:
-        value = torch.maximum(torch.minimum(x, level), -level)
         gradient = F.relu(finite + level) - F.relu(level - finite) - finite
     else:
-        value = torch.minimum(x.clamp(min=0), level)
         # Not clamp(min=0) alone: its gradient at exactly 0 is 1 or 0, by torch's version. This one is 1.
         gradient = level - F.relu(level - (finite + F.relu(-finite)))
     return value.detach() + (gradient - gradient.detach())

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -19,11 +17,8 @@ from qexp.report.facts import ABSENT, Facts, facts
 from qexp.report.groups import differing
 from qexp.report.progress import finished_epochs
 from qexp.report.series import Series, learned, read_series
-from qexp.report.style import INK, caption, categorical, label_ends, sequential, styled
+from qexp.report.style import INK, MOST_LABELS, caption, categorical, depth_bar, label_ends, sequential, styled
 from qexp.runs import Run, read_run
-
-MOST_LABELS = 24
-"""Lines that are named each at its end; more of them share a colour bar."""
 
 _WIDTH, _HEIGHT = 7.2, 4.4  # inches
 _SPLITS: dict[str, tuple[Any, str]] = {
@@ -65,7 +60,7 @@ def alpha_figure(run_path: Path) -> Figure:
         if len(lines) <= MOST_LABELS:
             label_ends(axes, [line.name for line in lines], height=0.76 * _HEIGHT)
         else:
-            _depth_bar(figure, axes, lines)
+            depth_bar(figure, axes, [line.name for line in lines])
         caption(figure, run_caption(facts(read_run(run_path))))
     return figure
 
@@ -86,18 +81,6 @@ def _limits(axes: Axes, lines: Sequence[Series]) -> None:
     last = max(line.epochs[-1] for line in lines)
     axes.set_xlim(0, max(last, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _depth_bar(figure: Figure, axes: Axes, lines: Sequence[Series]) -> None:
-    """Name the first, the last and a few sites between on a colour bar."""
-    count = len(lines)
-    colours = ScalarMappable(Normalize(-0.5, count - 0.5), ListedColormap(sequential(count)))
-    bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=40)
-    ticks = [round(index * (count - 1) / 11) for index in range(12)]
-    bar.set_ticks(ticks, labels=[lines[tick].name for tick in ticks])
-    bar.ax.tick_params(labelsize=7)
-    bar.ax.invert_yaxis()  # read from the input down
-    bar.outline.set_visible(False)
 
 
 def curves_figure(runs: Sequence[Run]) -> Figure:

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -17,6 +19,9 @@ from matplotlib.lines import Line2D
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 INK = "#444444"
+
+MOST_LABELS = 24
+"""Lines that are named each; more of them share a colour bar."""
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
@@ -122,6 +127,18 @@ def label_ends(axes: Axes, names: Sequence[str], height: float) -> None:
 def _end(line: Line2D) -> tuple[float, float]:
     """Return the last point of a line; its height is NaN where the line ends in one."""
     return float(np.asarray(line.get_xdata())[-1]), float(np.asarray(line.get_ydata())[-1])
+
+
+def depth_bar(figure: Figure, axes: Axes | Sequence[Axes], names: Sequence[str]) -> None:
+    """Name the first, the last and a few sites between on a colour bar, in the colours of `sequential`."""
+    count = len(names)
+    colours = ScalarMappable(Normalize(-0.5, count - 0.5), ListedColormap(sequential(count)))
+    bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=40)
+    ticks = [round(index * (count - 1) / 11) for index in range(12)]
+    bar.set_ticks(ticks, labels=[names[tick] for tick in ticks])
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.invert_yaxis()  # read from the input down
+    bar.outline.set_visible(False)
 
 
 def caption(figure: Figure, text: str) -> None:

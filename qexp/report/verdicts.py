@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qexp.published import Artefact, Cell
-from qexp.report.facts import ABSENT, SUBJECT, Facts
-from qexp.report.groups import Group, group_runs
+from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
+from qexp.report.groups import Group, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
 from qexp.report.measured import caption, told, usable
 from qexp.report.numbers import difference_text, interval_text, published_text, unit, value_text
@@ -116,7 +116,7 @@ def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | 
 
 def usable_for(artefact: Artefact, runs: Sequence[Run]) -> tuple[list[Facts], list[str]]:
     """Return the finished runs that report the artefact's metric; a foreign metric is no mistake here."""
-    holding = [run for run in runs if artefact.metric in ((run.result or {}).get("metrics") or run.result or {})]
+    holding = [run for run in runs if run.status == "done" and artefact.metric in metrics_of(facts(run))]
     return usable(holding, artefact.metric)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,27 @@ def test_training_and_validation_share_no_sample():
     source = Digits(validation=0.25)
     kept, held = source._training_rows()
     assert not set(kept) & set(held) and len(kept) + len(held) == 1437
+
+
+def test_training_samples_are_not_augmented_keep_the_classes_shares_and_leave_validation_alone():
+    source = Digits(validation=0.25, augment="crop")
+    images, labels = (torch.cat(parts) for parts in zip(*source.training_samples(200, 64, "cpu"), strict=True))
+    every = [torch.cat(parts) for parts in zip(*Digits().training_samples(9999, None, "cpu"), strict=True)]
+    assert (len(images), len(every[0])) == (200, 1437)
+    held = next(iter(source.validation_batches(1437, "cpu")))[0]
+    rows = [tuple(image.flatten().tolist()) for image in images]
+    plain = {tuple(image.flatten().tolist()) for image in every[0]}
+    assert set(rows) <= plain - {tuple(image.flatten().tolist()) for image in held}
+    assert len(set(rows)) == 200
+    share = torch.bincount(every[1]) * 200 / 1437
+    assert ((torch.bincount(labels) - share).abs() < 2).all()
+    again = torch.cat([images for images, _ in source.training_samples(200, 50, "cpu")])
+    assert torch.equal(again, images)
+
+
+def test_training_samples_start_at_one():
+    with pytest.raises(DataError, match="0 training samples: take 1 or more"):
+        Digits().training_samples(0, None, "cpu")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2])

@@ -112,6 +112,16 @@ def test_imagenet_needs_no_data_for_its_shape():
         source.digest()
 
 
+def test_imagenet_training_samples_are_centre_crops_of_both_classes(tree):
+    source = imagenet(tree, augment="resized_crop", validation=0.34)
+    once, again = (list(source.training_samples(4, 3, "cpu")) for _ in range(2))
+    assert same(once, again)
+    assert [len(labels) for _, labels in once] == [3, 1]
+    assert torch.cat([labels for _, labels in once]).tolist() == [0, 0, 1, 1]
+    held = torch.cat([images for images, _ in source.validation_batches(None, "cpu")])
+    assert not any(torch.equal(image, other) for images, _ in once for image in images for other in held)
+
+
 # Python 3.12 and later warn of every fork beside torch's threads; the workers never touch them.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core

@@ -58,6 +58,16 @@ def test_by_hand_where_values_can_be_negative(path: str) -> None:
     assert grad_level.item() == pytest.approx((7 + 8) - (1 + 2))
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_value_is_the_same_without_a_gradient(signed: bool) -> None:
+    x, level = torch.linspace(-20, 20, 4001), torch.tensor(3.1)
+    with torch.no_grad():
+        value = clip(x, level, signed)
+        rounded = clip_round(x, level, 7, composed, signed)
+    assert torch.equal(value, clip(x, level, signed))
+    assert torch.equal(rounded, clip_round(x, level, 7, composed, signed))
+
+
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30),
     st.floats(0.03125, 20, width=32),
