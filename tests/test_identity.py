@@ -38,6 +38,8 @@ def test_the_order_of_keys_does_not_matter() -> None:
         "experiment.name=other",
         "dataset.root=/elsewhere",
         "dataset.download=true",
+        "dataset.train_samples=null",
+        "dataset.shape=[1,8,8]",
         "logger=none",
         "trainer.progress=false",
         "trainer.checkpoint_minutes=1",
@@ -76,6 +78,8 @@ def test_places_loggers_and_progress_do_not_matter(override: str) -> None:
         "model.hidden=[32]",
         "dataset.augment=crop_flip",
         "dataset.validation=0.1",
+        "dataset.train_samples=100",
+        "dataset.shape=[3,8,8]",
         "task.label_smoothing=0.1",
     ],
 )
@@ -153,3 +157,16 @@ def test_every_setting_of_the_trainer_is_decided_on() -> None:
     }
     part = {"devices", "precision", "channels_last", "compile", "deterministic"}
     assert {field.name for field in dataclasses.fields(parsed().trainer)} == without_effect | part
+
+
+def test_keys_that_came_later_do_not_rename_earlier_runs() -> None:
+    plain = compose()
+    earlier = {
+        **plain,
+        "dataset": {k: v for k, v in plain["dataset"].items() if k not in ("train_samples", "shape")},
+    }
+    assert name(parse(earlier)) == name(parse(plain))
+
+
+def test_a_null_shape_stays_in_the_name_where_it_always_was() -> None:
+    assert identity(parsed("dataset=npz"), DIGESTS)["dataset"]["shape"] is None

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -30,7 +31,6 @@ GRACE = 15.0
 
 _PRELOADED = ["qexp.commands.train", "qexp.commands.network", "qexp.lit.fit", "qexp.report.plots"]
 _POLL = 0.05
-_ABRUPT = "ended without a word"
 
 
 def rank() -> int:
@@ -43,32 +43,66 @@ def wants_launch(config: Config) -> bool:
     return config.trainer.devices > 1 and "RANK" not in os.environ
 
 
+@dataclass(frozen=True)
+class Report:
+    """How a process ended, in its own words.
+
+    Attributes:
+        signal: the one that stopped it, or 0.
+        trace: of a bug, else empty.
+        time: of the machine's clock since its start, the same for all its processes.
+    """
+
+    message: str
+    exit_code: int
+    signal: int = 0
+    trace: str = ""
+    time: float = field(default_factory=time.monotonic)
+
+
 class Worker:
     """One process of a job, and the pipe on which it says how it ended."""
+
+    report: Report | None = None
 
     def __init__(self, plain: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(dict(plain), dict(environment), theirs))
-        self.process.start()
+        with _start_method("forkserver"):
+            self.process.start()
         theirs.close()
 
     def failure(self) -> Exception:
-        """Return what the process reported, as this process would have raised it."""
-        try:
-            message, exit_code, number = self.pipe.recv() if self.pipe.poll() else (_ABRUPT, 1, 0)
-        except (EOFError, OSError):
-            message, exit_code, number = _ABRUPT, 1, 0
-        if message == _ABRUPT:
+        """Return what the process reported, as this process would have raised it; a bug's traceback is printed."""
+        if self.report is None:
             code = self.process.exitcode or 0
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             return TrainingError(f"a process of the job ended {how}, without a word: out of memory, or killed?")
-        if number:
-            return Interrupted(number)
-        error = QexpError(message)
-        error.exit_code = exit_code
+        if self.report.signal:
+            return Interrupted(self.report.signal)
+        print(self.report.trace, end="", file=sys.stderr)
+        error = QexpError(self.report.message)
+        error.exit_code = self.report.exit_code
         return error
+
+    def listen(self) -> bool:
+        """Take in what it has to report; return whether it has failed."""
+        if self.report is None:
+            with suppress(EOFError, OSError):
+                self.report = self.pipe.recv() if self.pipe.poll() else None
+        return self.report is not None or bool(self.process.exitcode)
+
+    def blame(self) -> tuple[int, float]:
+        """Return how likely it is the cause of the job's failure, the likeliest first.
+
+        When one process ends, the others lose their connection to it and report that as well: a mistake or a
+        signal that was reported is the cause, else a process that was killed, else the first that was surprised.
+        """
+        if self.report is None:
+            return (3 if self.process.exitcode == -signal.SIGABRT else 1), 0.0
+        return (2 if self.report.trace else 0), self.report.time
 
     def end(self) -> None:
         """End it, if it still runs."""
@@ -76,6 +110,20 @@ class Worker:
             self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+@contextmanager
+def _start_method(name: str) -> Iterator[None]:
+    """Make `name` this process's default, which a new process takes over.
+
+    joblib's workers have one of their own as default, which a process that they start would look for in vain.
+    """
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(name, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)  # None: Python's own
 
 
 def launch(config: Config) -> None:
@@ -106,20 +154,13 @@ def launch(config: Config) -> None:
 
 
 def _wait(workers: Sequence[Worker]) -> Worker | None:
-    """Return the worker that failed first, once all have ended or their grace is over."""
-    failed: Worker | None = None
+    """Return the worker whose failure ended the job, once all have ended or their grace is over."""
     deadline = float("inf")
     while any(worker.process.is_alive() for worker in workers) and time.monotonic() < deadline:
-        if failed is None and (failed := _first_failed(workers)) is not None:
+        if deadline == float("inf") and any(worker.listen() for worker in workers):
             deadline = time.monotonic() + GRACE
         time.sleep(_POLL)
-    return failed or _first_failed(workers)
-
-
-def _first_failed(workers: Sequence[Worker]) -> Worker | None:
-    # A reported failure comes before an abrupt end, which may only be its consequence.
-    ended = [worker for worker in workers if worker.process.exitcode]
-    return min(ended, key=lambda worker: not worker.pipe.poll(), default=None)
+    return min((worker for worker in workers if worker.listen()), key=Worker.blame, default=None)
 
 
 @contextmanager
@@ -153,6 +194,8 @@ def _work(plain: dict[str, Any], environment: dict[str, str], pipe: Connection) 
         os.setsid()  # Ctrl-C reaches this process once, passed on by the parent, not by the terminal as well
     os.environ.clear()
     os.environ.update(environment)
+    # What the run itself starts, it starts as a run of one process does.
+    multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     report = _run(plain)
     if report is not None:
@@ -161,25 +204,24 @@ def _work(plain: dict[str, Any], environment: dict[str, str], pipe: Connection) 
     sys.stdout.flush()
     sys.stderr.flush()
     # The process group's destructor would wait for the other processes, which may be gone.
-    os._exit(report[1] if report is not None else 0)
+    os._exit(report.exit_code if report is not None else 0)
 
 
-def _run(plain: dict[str, Any]) -> tuple[str, int, int] | None:
-    """Return None, or message, exit code and signal of what went wrong."""
+def _run(plain: dict[str, Any]) -> Report | None:
+    """Return None, or what went wrong."""
     from qexp.commands import train
 
     try:
         check_targets(plain)
         train.run(parse(plain))
     except Interrupted as stop:
-        return str(stop), stop.exit_code, stop.signal
+        return Report(str(stop), stop.exit_code, stop.signal)
     except KeyboardInterrupt:
-        return "Ctrl-C", 130, int(signal.SIGINT)
+        return Report("Ctrl-C", 130, int(signal.SIGINT))
     except QexpError as error:
-        return str(error), error.exit_code, 0
+        return Report(str(error), error.exit_code)
     except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}", 1, 0
+        return Report(f"{type(error).__name__}: {error}".splitlines()[0], 1, trace=traceback.format_exc())
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,6 +18,12 @@ from qexp.data.batches import Batch, Batches, Plan
 from qexp.data.crops import cut
 from qexp.data.trees import Tree
 from qexp.errors import DataError
+
+START = "fork" if sys.platform == "linux" else None
+"""How workers start; None: as Python does by default. In a distributed run's processes, and in newer Pythons, that
+is to import everything again in each worker. Forked ones begin at once, and touch no threads and no GPU."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Decoding(Dataset):
@@ -45,7 +53,7 @@ class Decoding(Dataset):
 class FileBatches(Batches):
     """Batches decoded from files by worker processes, normalised on the training device.
 
-    The workers live for one epoch: forked, they start in milliseconds, and between epochs they hold no memory.
+    The workers live for one epoch: they start in milliseconds, and between epochs they hold no memory.
     """
 
     def __init__(
@@ -64,7 +72,8 @@ class FileBatches(Batches):
             batch_size=None,
             sampler=((epoch, share.tolist()) for share in shares),
             num_workers=self.workers,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_begin_worker,
+            multiprocessing_context=START if self.workers else None,
             pin_memory=device.type == "cuda",
             # A generator of its own: the loader draws a number, and must not move the run's generators.
             generator=torch.Generator(),
@@ -77,10 +86,13 @@ class FileBatches(Batches):
             yield values if self.channels_last else values.contiguous(), labels
 
 
-def _leave_signals_to_the_parent(number: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process: the workers go on, so that the step can be finished.
+def _begin_worker(number: int) -> None:
+    """Leave signals to the parent, and end with it.
 
-    They end when the parent closes them, or is gone.
+    Ctrl-C and a scheduler's SIGTERM reach every process: the workers go on, so that the step can be finished. A
+    worker that outlived a killed parent would keep its connections open, and the job's other processes waiting.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

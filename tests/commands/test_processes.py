@@ -43,6 +43,22 @@ def test_a_sweep_of_two_process_runs_whose_middle_job_fails_and_is_typed_again(t
     assert {lr: (runs[lr].path / "result.json").stat().st_mtime_ns for lr in results} == results
 
 
+def test_two_process_runs_of_a_parallel_sweep_take_turns(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `joblib` is not installed")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "epochs=1", "seed=0,1", *DDP, "-m"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # the locks of this test alone
+    done = subprocess.run(
+        command(tmp_path / "out", *words), capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    runs = find_runs(tmp_path / "out")
+    assert [run.status for run in runs] == ["done", "done"]
+    spans = sorted(
+        [(run.path / name).stat().st_mtime_ns for name in ("config.yaml", "result.json")] for run in runs
+    )
+    assert spans[0][1] <= spans[1][0], "the second began before the first had ended"
+
+
 def test_a_signal_to_a_two_process_run_leaves_a_checkpoint_that_goes_on(tmp_path):
     words = command(tmp_path, "epochs=300", *DDP)
     job = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

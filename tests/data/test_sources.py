@@ -11,7 +11,7 @@ from qexp.data.cifar10 import CIFAR10
 from qexp.data.digits import Digits
 from qexp.data.mnist import MNIST
 from qexp.data.npz import Npz
-from qexp.data.splits import stratified_rows
+from qexp.data.splits import even_rows, stratified_rows
 from qexp.errors import DataError
 
 
@@ -81,6 +81,43 @@ def test_training_samples_are_not_augmented_keep_the_classes_shares_and_leave_va
 def test_training_samples_start_at_one():
     with pytest.raises(DataError, match="0 training samples: take 1 or more"):
         Digits().training_samples(0, None, "cpu")
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), data=st.data())
+def test_an_even_draw_is_fair_and_nested(labels, data):
+    labels = np.array(labels)
+    count = data.draw(st.integers(0, len(labels)))
+    drawn = even_rows(labels, count)
+    assert len(drawn) == len(set(drawn.tolist())) == count and (np.diff(drawn) > 0).all()
+    taken, there = np.bincount(labels[drawn], minlength=5), np.bincount(labels, minlength=5)
+    short = taken < there  # a class that could give more has given as many as any other, or one less
+    assert not short.any() or taken[short].min() >= taken.max() - 1
+    assert set(drawn) <= set(even_rows(labels, min(count + 1, len(labels))))
+
+
+def test_a_part_of_the_training_data_is_the_same_for_every_run():
+    parts = [Digits(train_samples=100, validation=0.1) for _ in range(2)]
+    (rows, held), (again, _) = (part._training_rows() for part in parts)
+    whole, same_held = Digits(validation=0.1)._training_rows()
+    assert (rows == again).all() and set(rows) <= set(whole) and (held == same_held).all()
+    assert np.bincount(parts[0].splits["train"].labels[rows]).tolist() == [10] * 10
+    batches = [part.train_batches(50, seed, "cpu") for seed, part in enumerate(parts)]
+    assert [each.samples for each in batches] == [100, 100]
+    assert parts[0].digest() == Digits().digest()
+    with pytest.raises(DataError, match=r"train_samples=1438: there are 1437 samples to train on; .* or null"):
+        Digits(train_samples=1438).train_batches(1, 0, "cpu")
+
+
+def test_digits_at_another_size():
+    shown, plain = Digits(shape=[3, 64, 48], mean=[0.3], std=[0.4]), Digits()
+    images = shown.splits["train"].images
+    assert shown.shape == (3, 64, 48) and images.shape == (1437, 64, 48, 3) and images.max() == 16
+    assert (images[..., 0] == images[..., 2]).all() and shown.mean == (0.3,) * 3
+    assert abs(images.mean() - plain.splits["train"].images.mean()) < 0.1
+    assert shown.digest() == plain.digest()
+    assert Digits(shape=[1, 8, 8]).splits["test"].images.tobytes() == plain.splits["test"].images.tobytes()
+    with pytest.raises(DataError, match=r"dataset.shape=\[2, 8, 8\]: the first number counts channels"):
+        Digits(shape=[2, 8, 8])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2])

@@ -11,6 +11,7 @@ from PIL import Image
 from qexp.data.crops import cut, random_area
 from qexp.data.imagefolder import ImageFolder
 from qexp.data.imagenet import ImageNet
+from qexp.data.images import decode
 from qexp.errors import DataError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -91,6 +92,65 @@ def test_an_image_that_cannot_be_decoded_is_named(tree, kind, damage):
     assert "\n" not in str(caught.value)
 
 
+# Python 3.12 and later warn of every fork beside torch's threads; the workers never touch them.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
+def test_a_truncated_image_is_named_by_a_worker_too(tree):
+    file = tree / "train/n01/1.JPEG"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"n01/1.JPEG: cannot be decoded \(.*[Tt]runcated") as caught:
+        batches_of(imagenet(tree, workers=2))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_imagenet_really_holds_is_decoded(tree, photographs):
+    image = Image.fromarray(photographs[0][:40, :48])
+    image.save(tree / "train/n00/a.png")
+    (tree / "train/n00/a.png").rename(tree / "train/n00/a.JPEG")  # a PNG by content
+    image.convert("CMYK").save(tree / "train/n00/b.JPEG", quality=100)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "rotate by 90 degrees", which nobody's preparation of ImageNet does
+    image.save(tree / "train/n00/c.JPEG", exif=turned)
+    damaged = b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"
+    image.save(tree / "train/n00/d.JPEG", exif=damaged)
+    for name in ("a", "b", "c", "d"):
+        decoded = decode(tree / f"train/n00/{name}.JPEG", 3)
+        assert decoded.mode == "RGB" and decoded.size == (48, 40)
+        assert np.abs(np.asarray(decoded).astype(int) - np.asarray(image)).mean() < 8
+
+
+def test_what_is_no_image_is_passed_over(tree):
+    before = imagenet(tree).digest()
+    for name in (".DS_Store", "._0.JPEG", "n00.tar", "Thumbs.db", "readme.txt"):
+        (tree / "train/n00" / name).write_bytes(b"x")
+    (tree / "train/.cache").mkdir()
+    (tree / "train/n00.tar").write_bytes(b"x")
+    assert imagenet(tree).digest() == before
+    linked = tree.with_name("linked")
+    linked.symlink_to(tree)
+    assert imagenet(linked).digest() == before
+
+
+def test_archives_that_are_not_unpacked_are_said(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "train" / "n01440764.tar").touch()
+    with pytest.raises(
+        DataError, match=r"train: no class folders in it; .* archives \(\*.tar\) have to be unpacked"
+    ):
+        imagenet(tmp_path).digest()
+
+
+def test_links_to_nothing_and_other_classes_are_named(tree):
+    (tree / "train/n00/gone.JPEG").symlink_to(tree / "nothing.JPEG")
+    with pytest.raises(DataError, match=r"gone.JPEG: cannot be read \(No such file"):
+        imagenet(tree).digest()
+    (tree / "train/n00/gone.JPEG").unlink()
+    (tree / "val/n01").rename(tree / "val/n09")
+    with pytest.raises(DataError, match=r"'n01' is only in the training split, and 1 more differ"):
+        imagenet(tree).digest()
+
+
 def test_an_image_of_another_size_is_named(tree):
     Image.new("RGB", (20, 30)).save(tree / "train/n01/1.JPEG")
     with pytest.raises(DataError, match=r"n01/1.JPEG: 30 x 20 pixels, .* dataset.shape"):
@@ -169,9 +229,18 @@ def test_imagenet_carves_a_validation_share(tree):
     assert imagenet(tree).validation_batches(None, "cpu") is None
 
 
+def test_imagenet_trains_on_a_part(tree):
+    source = imagenet(tree, train_samples=4)
+    (_, labels), *rest = batches_of(source)
+    assert not rest and sorted(labels.tolist()) == [0, 0, 1, 1]
+    assert len(next(iter(source.test_batches(None, "cpu")))[1]) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"train_samples": 0}, "dataset.train_samples=0: a whole number, 1 or more, or null"),
+        ({"val_list": 3}, "dataset.val_list=3: the path of a list"),
         ({"download": True}, "dataset.download=true: ImageNet is given on request"),
         ({"crop": 300, "resize": 256}, "dataset.resize=256: a whole number, 300 or more"),
         ({"workers": -1}, "dataset.workers=-1"),

@@ -118,3 +118,20 @@ def test_another_metric_is_no_percentage(make_run: MakeRun, tmp_path: Path) -> N
     make_run(accuracy=0.75)
     (row,) = measured_table(find_runs(tmp_path), "test_loss").rows
     assert row["mean"] == "0.25"
+
+
+def test_a_part_of_the_training_data_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, **{"dataset.train_samples": 5000})
+    make_run("pact", 2, 0, epochs=30, **{"dataset.train_samples": 5000})
+    table = measured_table(find_runs(tmp_path))
+    assert [row["epochs"] for row in table.rows] == [
+        "shortened: 200 epochs, 5,000 training samples",
+        "shortened: 30 of 200 epochs, 5,000 training samples",
+    ]
+
+
+def test_a_null_that_earlier_runs_do_not_have_is_no_difference(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0)
+    make_run("pact", 4, 1, **{"dataset.train_samples": None, "dataset.shape": None, "dataset.val_list": None})
+    (row,) = measured_table(find_runs(tmp_path)).rows
+    assert (row["n"], row["epochs"]) == ("2", "200")
