@@ -127,13 +127,15 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
     launcher.check()
     at_once = launcher.at_once(composed.hydra.sweeper.get("max_batch_size"))
     # Hydra's sweeper writes files of its own; runs have their folders, so those go where they disappear.
-    with launcher.folder(Path(str(composed.output_dir))) as folder, launcher.environment(at_once):
+    with launcher.folder(Path(str(composed.output_dir))) as folder:
         words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
         if not launcher.elsewhere:
             batches = hydra.multirun(job.command, functools.partial(run_job, job), words)
             return _finish([settled(done.return_value) for batch in batches for done in batch])
         sweep = Sweep(folder, Path.cwd(), build.plugins(), " ".join(["qexp", *sys.argv[1:]]))
-        records, code = _run_elsewhere(hydra, words, dataclasses.replace(job, sweep=sweep), launcher.name, sweep)
+        with launcher.environment(at_once):
+            job = dataclasses.replace(job, sweep=sweep)
+            records, code = _run_elsewhere(hydra, words, job, launcher.name, sweep)
         if launcher.keeps_logs and any(record.status == "failed" for record in records):
             (folder / KEEP).touch()
             print(f"what the jobs printed: {folder / 'jobs'}")

@@ -47,9 +47,12 @@ BESIDE = {
     # around hydra_app
     "security": 1,
     "interrupts": 1,
+    "locks": 1,
     "composition": 7,
     "messages": 7,
     "jobs": 7,
+    "sweeps": 7,
+    "launchers": 7,
     "sweep_summary": 7,
     "streams": 0,
     "command_help": 8,
@@ -69,6 +72,9 @@ WITHOUT_TORCH = (
     "published",
     "hydra_app",
     "jobs",
+    "sweeps",
+    "launchers",
+    "locks",
 )
 
 
@@ -164,7 +170,7 @@ OPTIONS = sorted(
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_composes(option: Path) -> None:
-    group, *rest = option.parts
+    group, *rest = option.parts if option.parts[0] != "hydra" else ("/".join(option.parts[:2]), *option.parts[2:])
     config = parsed(f"{group}={'/'.join(rest)}")
     assert config.epochs >= 1
 
