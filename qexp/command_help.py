@@ -57,6 +57,7 @@ _KEYS = {
     "trainer.device, trainer.precision": "auto, cpu, cuda; float32, bfloat16",
     "dataset.root, dataset.validation": "where the data lie; the share kept to validate",
     "model.weights": "start from a float checkpoint or a run's folder",
+    "hydra/launcher": "where a sweep's jobs run: basic, joblib, submitit_local, submitit_slurm, ray",
     "output_dir, experiment.name": "runs go to <output_dir>/<experiment.name>/<run>",
 }
 

@@ -131,12 +131,14 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
     launcher.check()
     at_once = launcher.at_once(composed.hydra.sweeper.get("max_batch_size"))
     # Hydra's sweeper writes files of its own; runs have their folders, so those go where they disappear.
-    with launcher.folder(Path(str(composed.output_dir))) as folder, launcher.environment(at_once):
+    with launcher.folder(Path(str(composed.output_dir))) as folder:
         words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
         if not launcher.elsewhere:
             return _finish(_multirun(hydra, words, job))
         shared = Sweep(folder, Path.cwd(), build.plugins(), " ".join(["qexp", *sys.argv[1:]]))
-        records, code = _run_elsewhere(hydra, words, dataclasses.replace(job, sweep=shared), launcher.name, shared)
+        with launcher.environment(at_once):
+            job = dataclasses.replace(job, sweep=shared)
+            records, code = _run_elsewhere(hydra, words, job, launcher.name, shared)
         if launcher.keeps_logs and any(record.status == "failed" for record in records):
             (folder / KEEP).touch()
             print(f"what the jobs printed: {folder / 'jobs'}")

@@ -89,10 +89,31 @@ class Launcher:
         added = {key: value for key, value in settings.items() if key not in os.environ}
         os.environ.update(added)
         try:
-            yield
+            with self._ray() if self.name == "ray" else contextlib.nullcontext():
+                yield
         finally:
             for key in added:
                 os.environ.pop(key, None)
+
+    @contextlib.contextmanager
+    def _ray(self) -> Iterator[None]:
+        """Start Ray, or connect to it, before Hydra's launcher would: it takes the signals, which are ours then.
+
+        Raises:
+            ConfigError: it does not start, or does not answer.
+        """
+        import ray
+
+        try:
+            ray.init(**self.node["ray"]["init"])
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            where = f"RAY_ADDRESS={address}: " if (address := os.environ.get("RAY_ADDRESS")) else ""
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"{where}hydra/launcher=ray: Ray does not start: {reason}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
     @contextlib.contextmanager
     def folder(self, output_dir: Path) -> Iterator[Path]:

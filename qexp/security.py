@@ -107,7 +107,7 @@ def _check_launcher(node: Mapping[str, object]) -> None:
         for name, value in _mapping(_below(node, "launcher", *where.split("."))).items():
             if name not in allowed and value is not None:
                 known = ", ".join(sorted(allowed))
-                raise ConfigError(f"hydra.launcher.{where}.{name}: refused, here one may set {known}.")
+                raise ConfigError(f"hydra.launcher.{where}: {name!r} is refused, here one may set {known}.")
 
 
 def _mapping(node: object) -> Mapping[str, object]:

@@ -48,14 +48,14 @@ BESIDE = {
     # around hydra_app
     "security": 1,
     "interrupts": 1,
+    "locks": 1,
     "composition": 7,
     "messages": 7,
     "jobs": 7,
-    "sweep_summary": 7,
-    "grids": 7,
     "sweeps": 7,
     "launchers": 7,
-    "locks": 1,
+    "sweep_summary": 7,
+    "grids": 7,
     "preflight": 7,
     "streams": 0,
     "command_help": 8,
@@ -76,6 +76,9 @@ WITHOUT_TORCH = (
     "published",
     "hydra_app",
     "jobs",
+    "sweeps",
+    "launchers",
+    "locks",
 )
 
 

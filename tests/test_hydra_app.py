@@ -220,7 +220,7 @@ def test_eval_and_explain_compose_the_same_tree() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_in_parallel_processes(tmp_path: Path, mine: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `joblib` is not installed")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `launchers` is not installed")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "bits=2,9,w4a8", "quantizer=narrow,dorefa"]
     done = subprocess.run(
         [sys.executable, "-m", "qexp", "train", "-m", "--dry-run", "--config-dir", str(mine), *words],

@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_before_the_first_step_is_one_line(run: RunDirectory
     def full(handle: int, content: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("qexp.runs.os.write", full)
+    monkeypatch.setattr("qexp.locks.os.write", full)
     with pytest.raises(ConfigError, match=r"cannot write .*No space left on device"), run.lock():
         pass
     monkeypatch.undo()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qexp import hydra_app
+from qexp import hydra_app, security
 from qexp.errors import ConfigError
 from qexp.security import check_hydra, check_interpolations, check_overrides
 
@@ -43,6 +44,7 @@ def run(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str], *words: s
         "hydra: {sweeper: {_target_: os.system, command: touch MARK}}",
         "hydra: {sweeper: {sampler: {_target_: os.system}}}",
         "hydra: {launcher: {setup: [touch MARK]}}",
+        "hydra: {launcher: {teardown: [touch MARK]}}",
         "hydra: {job: {env_set: {QEXP_PLUGINS: os}}}\nmodel: {_target_: os.mkdir, path: MARK}",
         "hydra: {searchpath: [pkg://antigravity]}",
         "model: {_target_: os.mkdir, path: MARK}",
@@ -117,6 +119,28 @@ def test_a_saved_configuration_passes_the_same_gate(
     (tmp_path / "config.yaml").write_text(f"!!python/object/apply:os.mkdir [{mark}]\n")
     assert hydra_app.main("eval", [f"eval.run={tmp_path}"]) == 2
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"comment": "a\ntouch MARK"}, "comment"),  # sbatch's script: the second line is a command
+        ({"name": "${oc.env:NAME}"}, "name"),
+        ({"additional_parameters": {"comment=a\ntouch MARK": 1}}, "additional_parameters"),
+        ({"additional_parameters": {"export": "ALL,BASH_ENV=MARK"}}, "additional_parameters: 'export'"),
+        ({"teardown": ["touch MARK"]}, "teardown"),
+        ({"srun_args": ["--prolog=MARK"]}, "srun_args"),
+        ({"python": "sh MARK"}, "python"),
+        ({"ray": {"init": {"runtime_env": {"py_executable": "sh MARK"}}}}, "ray.init: 'runtime_env'"),
+        ({"ray": {"init": {"address": "ray://elsewhere:10001"}}}, "ray.init: 'address'"),
+        ({"ray": {"remote": {"runtime_env": {"pip": ["evil"]}}}}, "ray.remote: 'runtime_env'"),
+    ],
+)
+def test_a_launchers_setting_that_would_run_code_is_refused(settings: dict[str, Any], key: str) -> None:
+    target = sorted(security.LAUNCHERS)[-1]
+    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{key}.*refused") as caught:
+        check_hydra({"launcher": {"_target_": target, **settings}})
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_shipped_passes() -> None:
