@@ -208,6 +208,9 @@ def read_run(path: Path) -> Run:
     )
 
 
+RECORDS = "records"
+"""A folder of this name holds runs that are kept with the tables made from them; it counts where it is named."""
+
 _MARKS = frozenset({"config.yaml", "result.json", "failure.json"})
 """Files that only a run's folder holds."""
 
@@ -224,7 +227,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(root):
         if _MARKS.intersection(files):
             yield Path(folder)
-        below[:] = [name for name in below if name != ".hydra"]
+        below[:] = [name for name in below if name not in (".hydra", RECORDS)]
         links = (Path(folder, name) for name in below if Path(folder, name).is_symlink())
         yield from (link for link in links if any((link / mark).exists() for mark in _MARKS))
 
