@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         QexpError: no such run, nothing to draw in it, or a file that cannot be written.
     """
+    if argv and argv[0].count("/") == 1 and not argv[0].startswith("-"):
+        load_artefact(argv[0])  # a mistyped table: the message names the nearest
     arguments = parser().parse_args(list(argv))
     if is_artefact(arguments.kind):
         return _artefact(load_artefact(arguments.kind), arguments)

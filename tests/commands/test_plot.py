@@ -50,4 +50,6 @@ def test_mistakes(tmp_path: Path) -> None:
         plot.main(["alpha", str(other)])
     with pytest.raises(ConfigError, match="no loss and no accuracy"):
         plot.main(["curves", str(other)])
+    with pytest.raises(ConfigError, match=r"'pact/fg8' is not a published .* Did you mean 'pact/fig8'"):
+        plot.main(["pact/fg8"])
     assert not (other / "figures").exists()
