@@ -68,15 +68,18 @@ class RunDirectory:
             ConfigError: the folder cannot be written, or belongs to another configuration.
         """
         try:
-            if self.path.is_symlink() and not self.path.exists():
-                self.path.unlink()  # another experiment's run, which was taken away
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             self._refuse_another(identity)
             atomic_write(self.path / "identity.json", json.dumps(identity, indent=2, sort_keys=True) + "\n")
             atomic_write(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             atomic_write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         except OSError as error:
             raise self._not_writable(error) from error
+
+    def _make(self) -> None:
+        if self.path.is_symlink() and not self.path.exists():
+            self.path.unlink()  # another experiment's run, which was taken away
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         found = _read_json(self.path / "identity.json")
@@ -97,7 +100,7 @@ class RunDirectory:
         """
         with contextlib.ExitStack() as held:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                self._make()
                 held.enter_context(locks.hold(self.path))
                 remove_parts(self.path)
             except OSError as error:

@@ -93,6 +93,7 @@ class Facts:
         if isinstance(full, int) and self.epochs is not None and self.epochs < full:
             parts.append(f"{self.epochs} of {full} epochs")
         if samples is not None:
+            parts = parts or [f"{self.epochs} epochs"]
             parts.append(f"{samples:,} training samples")
         if self.smoke:
             parts.append(f"smoke test on {self.dataset}")

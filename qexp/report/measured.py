@@ -104,7 +104,7 @@ def epochs_text(group: Group) -> str:
     """Return the budget, naming a shortened one."""
     one = group.first
     if one.shortened:
-        return f"shortened: {one.shortened.replace(' epochs', '', 1)}"
+        return f"shortened: {one.shortened.removesuffix(' epochs')}"
     return ABSENT if one.epochs is None else str(one.epochs)
 
 
