@@ -27,7 +27,7 @@ def test_a_figure_from_its_command_to_its_picture(
     out = capfd.readouterr().out
     assert out.count("none: a smoke test") == 3
     assert out.count("not run") == 3
-    assert "shortened budget: 1 of 200 epochs, 128 training samples, smoke test on digits" in out
+    assert "shortened budget: 1 of 200 epochs, 256 training samples, smoke test on digits" in out
     assert plot.main(["pact/fig8"]) == 0
     figures = tmp_path / "outputs" / "pact" / "fig8" / "figures"
     assert sorted(path.name for path in figures.iterdir()) == ["cells.png", "curves.png"]
