@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -104,12 +105,16 @@ class Launcher:
         """
         import ray
 
+        settings = dict(self.node["ray"]["init"])
+        if address := os.environ.get("RAY_ADDRESS"):
+            _reach_ray(address)
+        else:  # without it Ray joins the cluster that a file in /tmp names, which anybody may write
+            settings["address"] = "local"
         try:
-            ray.init(**self.node["ray"]["init"])
+            ray.init(**settings)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            where = f"RAY_ADDRESS={address}: " if (address := os.environ.get("RAY_ADDRESS")) else ""
             reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"{where}hydra/launcher=ray: Ray does not start: {reason}") from error
+            raise ConfigError(f"hydra/launcher=ray: Ray does not start: {reason}") from error
         try:
             yield
         finally:
@@ -139,6 +144,19 @@ class Launcher:
             if base is not None:
                 with contextlib.suppress(OSError):
                     base.rmdir()  # where nothing else came into it
+
+
+def _reach_ray(address: str) -> None:
+    """Knock at a cluster's door: Ray itself would try for minutes. Raises ConfigError when nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}); without RAY_ADDRESS"
+                " one is started on this machine."
+            ) from error
 
 
 def cores() -> int:

@@ -37,7 +37,6 @@ def start(folder: Path, launcher: str, *words: str, **options: object) -> subpro
     limits = {"joblib": ["hydra.launcher.n_jobs=2"], "ray": ["hydra.launcher.ray.init.num_cpus=2"]}
     limits["submitit_local"] = ["hydra.sweeper.max_batch_size=2"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment.setdefault("RAY_ADDRESS", "local")  # a Ray that runs on this machine already is none of ours
     return subprocess.Popen(
         [*line, *small, *limits.get(launcher, [])],
         cwd=folder,
@@ -184,17 +183,16 @@ def test_what_slurm_would_be_given(launcher: str, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     settings = ["partition=gpu", "account=lab", "gpus_per_node=1", "timeout_min=30", "array_parallelism=1"]
-    words = ["epochs=1", "bits=2,9", *(f"hydra.launcher.{setting}" for setting in settings)]
+    words = ["epochs=1", "bits=2,9", "seed=0,1", *(f"hydra.launcher.{setting}" for setting in settings)]
     code, printed, errors = sweep(tmp_path, launcher, *words, env={"PATH": path, "SEEN": str(seen)})
     assert code == 1, errors
-    assert "1 done, 1 failed" in printed
+    assert {"2 done", "2 failed"} == counts(printed)
     lines = [line.removeprefix("#SBATCH ") for line in seen.read_text().splitlines()]
     wanted = ["--partition=gpu", "--account=lab", "--gpus-per-node=1", "--time=30", "--array=0-1%1"]
     assert set(wanted) <= set(lines)
     assert "--signal=USR2@120" in lines
-    run = only_run(tmp_path)
-    assert run.status == "done"
-    assert run.environment["threads"] == 1
+    runs = find_runs(tmp_path)
+    assert [(run.status, run.environment["threads"]) for run in runs] == [("done", 1)] * 2
 
 
 def test_an_extra_that_is_missing_is_one_line(
@@ -214,6 +212,34 @@ def test_slurm_is_missed_before_anything_starts(
     monkeypatch.setenv("PATH", "/nowhere")
     assert hydra_app.main("train", ["-m", f"hydra/launcher={launcher}", "seed=0,1"]) == 2
     assert "there is no Slurm here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["ray"], indirect=True)
+def test_only_the_environment_chooses_a_running_ray(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "init", lambda **settings: given.append(settings))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(launchers, "_reach_ray", lambda address: None)
+    chosen = launchers.Launcher(launcher, {"ray": {"init": {"address": None, "num_cpus": 1}}})
+    for address in ("", "head:6379"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with chosen.environment(None):
+            pass
+    assert [settings["address"] for settings in given] == ["local", None]
+
+
+@pytest.mark.parametrize("launcher", ["ray"], indirect=True)
+def test_a_ray_that_does_not_answer_is_one_line(
+    launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    words = ["-m", f"hydra/launcher={launcher}", "epochs=1", "seed=0,1", f"output_dir={tmp_path}/runs"]
+    assert hydra_app.main("train", words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("qexp train: RAY_ADDRESS=127.0.0.1:1: no Ray answers there")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
