@@ -96,7 +96,7 @@ def test_a_sweep_with_twins_and_failures_typed_twice(launcher: str, tmp_path: Pa
     assert (run.path / "result.json").stat().st_mtime_ns == before
 
 
-# Ray is asked for by hand (-m long): on a busy machine its summary came without the word of the signal once in two.
+# Ray is asked for by hand (-m long): on a busy machine the summary lacked the signal once in two.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher", ["joblib", "submitit_local", pytest.param("ray", marks=pytest.mark.long)], indirect=True
