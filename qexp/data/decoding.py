@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
+import multiprocessing
+import os
 import signal
-import sys
+import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -19,11 +21,11 @@ from qexp.data.crops import cut
 from qexp.data.trees import Tree
 from qexp.errors import DataError
 
-START = "fork" if sys.platform == "linux" else None
-"""How workers start; None: as Python does by default. In a distributed run's processes, and in newer Pythons, that
-is to import everything again in each worker. Forked ones begin at once, and touch no threads and no GPU."""
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How workers start. A process that trains has threads (of its reductions, of its loggers), and one forked from it
+may wait for ever for a lock that one of them held: workers are forked from a server that computes nothing."""
 
-_PR_SET_PDEATHSIG = 1
+_PRELOADED = ["qexp.data.decoding"]
 
 
 class Decoding(Dataset):
@@ -73,7 +75,7 @@ class FileBatches(Batches):
             sampler=((epoch, share.tolist()) for share in shares),
             num_workers=self.workers,
             worker_init_fn=_begin_worker,
-            multiprocessing_context=START if self.workers else None,
+            multiprocessing_context=_context() if self.workers else None,
             pin_memory=device.type == "cuda",
             # A generator of its own: the loader draws a number, and must not move the run's generators.
             generator=torch.Generator(),
@@ -86,13 +88,25 @@ class FileBatches(Batches):
             yield values if self.channels_last else values.contiguous(), labels
 
 
+def _context() -> BaseContext:
+    context = multiprocessing.get_context(START)
+    context.set_forkserver_preload(_PRELOADED)  # so that every later worker starts in milliseconds
+    return context
+
+
 def _begin_worker(number: int) -> None:
     """Leave signals to the parent, and end with it.
 
-    Ctrl-C and a scheduler's SIGTERM reach every process: the workers go on, so that the step can be finished. A
-    worker that outlived a killed parent would keep its connections open, and the job's other processes waiting.
+    Ctrl-C and a scheduler's SIGTERM reach every process: the workers go on, so that the step can be finished.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed says nothing; DataLoader's own watch looks at the server instead."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,8 +1,8 @@
 """Trees of image files, <split>/<class>/**: listed class by class, and the listing remembered.
 
-ImageNet is 1.3 million files. Their names are held as one array, not as that many objects, so that decoding
-processes share the memory, and a listing is kept in the cache, so that the processes of a job and the jobs of a
-sweep do not each ask for the size of every file.
+ImageNet is 1.3 million files. Their names are held as one array, not as that many objects, so that a decoding
+process gets them in one piece, and a listing is kept in the cache, so that the processes of a job and the jobs of
+a sweep do not each ask for the size of every file.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from ..composing import compose
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),  # on one core
 ]
 
