@@ -61,8 +61,10 @@ def test_each_cell_is_one_job_of_its_experiment(name: str) -> None:
 
 
 def test_every_table_and_figure_with_runs_is_an_experiment() -> None:
-    missing = set(artefact_names()) - set(EXPERIMENTS)
-    assert missing <= {"pact/fig6"}
+    # A paper's numbers may come before its first experiment; from that on each of them needs its own.
+    begun = {name for name in artefact_names() if (config_dir() / "experiment" / name.partition("/")[0]).is_dir()}
+    runnable = {name for name in begun if any(cell.keys for cell in load_artefact(name).cells)}
+    assert runnable <= set(EXPERIMENTS)
     wanted = {f"pact/table{number}" for number in range(1, 9)} | {
         f"pact/fig{number}" for number in (1, 2, 3, 4, 5, 7, 8, 9)
     }
