@@ -34,6 +34,7 @@ _ROLES = {
     "logger": "qexp.lit.loggers",
     "quantizer": "qexp.quantizers",
     "layers": "qexp.quantizers",
+    "observer": "qexp.calibration",
 }
 """Top key of a configuration -> where its targets live. qexp also has functions that write files or add plugins:
 those are nobody's target."""

@@ -75,8 +75,11 @@ def test_a_class_that_does_not_exist_names_the_nearest() -> None:
 
 def test_a_key_builds_only_what_it_is_for() -> None:
     check_targets({"model": {"_target_": "qexp.models.mlp.MLP"}})
+    check_targets({"observer": {"_target_": "qexp.calibration.observers.TopK"}})
     with pytest.raises(ConfigError, match=r"qexp\.models is built here"):
         check_targets({"model": {"_target_": "qexp.lit.optimizers.sgd"}})
+    with pytest.raises(ConfigError, match=r"qexp\.calibration is built here"):
+        check_targets({"observer": {"_target_": "qexp.models.mlp.MLP"}})
     with pytest.raises(ConfigError, match="refused"):
         check_targets({"trainer": {"deep": [{"_target_": "qexp.models.mlp.MLP"}]}})
 
