@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,9 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, ...]:
 
 
 def _trace_once(model: nn.Module) -> fx.GraphModule:
+    if isinstance(model, fx.GraphModule) and model.graph._tracer_cls is _Tracer:
+        # Traced a second time, functional calls would forget which module made them, and sites be renamed.
+        return fx.GraphModule(model, copy.deepcopy(model.graph))
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -153,7 +157,7 @@ def _name_relus(graphs: Sequence[fx.GraphModule]) -> None:
 
 
 def _free_name(node: fx.Node, taken: set[str], given: dict[str, int]) -> str:
-    own = str(node.target) if node.op == "call_module" else _inside(node, "relu")
+    own = str(node.target) if node.op == "call_module" else inside(node, "relu")
     if own not in given and (node.op == "call_module" or own not in taken):
         return own
     numbered = (f"{own}_{number}" for number in itertools.count(1))
@@ -172,7 +176,8 @@ def _signatures(graph: fx.GraphModule) -> dict[fx.Node, int]:
     return found
 
 
-def _inside(node: fx.Node, name: str) -> str:
+def inside(node: fx.Node, name: str) -> str:
+    """Return `name` below the module whose forward pass made the call `node`."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = stack[-1][0] if stack else ""
     return f"{path}.{name}" if path else name

@@ -87,6 +87,14 @@ def test_a_block_that_is_called_twice() -> None:
     assert {name: len(calls) for name, calls in layer_calls(graph).items()} == {"block.conv": 2, "fc": 1}
 
 
+def test_a_traced_network_keeps_its_names_when_it_is_traced_again() -> None:
+    (graph,) = trace(Twice())
+    (again,) = trace(graph)
+    assert list(relu_sites(again)) == list(relu_sites(graph)) and again.code == graph.code
+    again.graph.erase_node(next(node for node in again.graph.nodes if node.op == "output"))
+    assert [node.op for node in graph.graph.nodes][-1] == "output", "the given graph is left as it is"
+
+
 class Auxiliary(nn.Module):
     """In training a second head reads through the shared ReLU, between the two calls of evaluation."""
 
