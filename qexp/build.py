@@ -33,8 +33,8 @@ _ROLES = {
     "schedule": "qexp.lit.schedules",
     "logger": "qexp.lit.loggers",
     "quantizer": "qexp.quantizers",
-    "layers": "qexp.quantizers",
     "observer": "qexp.calibration",
+    "layers": "qexp.quantizers",
 }
 """Top key of a configuration -> where its targets live. qexp also has functions that write files or add plugins:
 those are nobody's target."""

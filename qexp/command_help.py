@@ -10,6 +10,7 @@ from qexp.paths import config_dir
 
 HYDRA_COMMANDS = {
     "train": "train a network, or a sweep of them; what is done is skipped, what was stopped goes on",
+    "ptq": "put quantizers on a trained float network: calibrated, never trained",
     "eval": "measure a finished run, or a float checkpoint",
     "explain": "print the plan, layer by layer, before any time is spent",
 }
@@ -31,6 +32,13 @@ _LINES = {
         ("qexp train -m quantizer=pact,dorefa bits=2,4 seed=0,1,2", "a sweep of 12 runs; typed again, it goes on"),
         ("qexp train bits=w4a8 first_last=8", "4-bit weights, 8-bit activations, 8-bit ends"),
         ("qexp train \"layers.'layer1.*'.bits=2\"", "one part of the network apart, by pattern"),
+    ),
+    "ptq": (
+        ("qexp ptq quantizer=pwlq bits=w4a8 model.weights=FILE", "a checkpoint, or the folder of a float run"),
+        ("qexp ptq -m quantizer=none,uniform,pwlq bits=4,6,8 model.weights=FILE", "methods beside each other"),
+        ("qexp ptq calibration.bias_correction=channel model.weights=FILE", "with bias correction of the weights"),
+        ("qexp ptq observer=percentile observer.gamma=0.001 model.weights=FILE", "another range of activations"),
+        ("qexp ptq -m seed=0,1,2 model.weights=FILE", "three draws of the calibration images"),
     ),
     "eval": (
         ("qexp eval outputs/train/RUN", "a finished run, on the test split"),
@@ -66,6 +74,13 @@ _OWN_KEYS = {
         "eval.run": "the run's folder, also without its key: its saved configuration and checkpoint",
         "eval.split": "test, or validation",
     },
+    "ptq": {
+        "calibration.samples": "training images that activations are observed on",
+        "seed": "draws them",
+        "calibration.fold": "batch norms: auto, strict (refuse what cannot be folded), none",
+        "calibration.bias_correction": "none, or channel",
+        "quantizer.weight.scope": "ranges per layer, or per channel",
+    },
     "explain": {
         "explain.run": "a run's folder, also without its key: the plan of its saved configuration",
         "explain.format": "text, or json",
@@ -80,7 +95,16 @@ _OPTIONS = {
     "--plugin NAME": "a Python package of your own, whose classes configurations may name",
     "-sc install=SHELL": 'completion; for bash or zsh: eval "$(qexp -sc install=bash)"',
 }
-_TRAIN_ALONE = ("--dry-run",)
+_NOT_OF = {
+    "ptq": (
+        *("alpha_regularization", "optimizer", "schedule", "recipe", "rounding", "task", "logger", "budget"),
+        *("epochs, batch_size, seed", "quantizer.activation.scope", "alpha_regularization.lambda_alpha"),
+        *("optimizer.lr, optimizer.weight_decay", "trainer.device, trainer.precision"),
+    )
+}
+"""Groups and keys that say nothing to a command."""
+_RUNNING = ("train", "ptq")
+_RUNNING_ALONE = ("--dry-run",)
 _GROUP_ORDER = ("model", "dataset", "quantizer", "bits", "alpha_regularization", "optimizer", "schedule")
 
 
@@ -106,7 +130,7 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
     Options of the folder behind `--config-dir` in `arguments` are listed with qexp's own.
     """
     width = max(len(line) for line, _ in _LINES[command])
-    run = "" if command == "train" else " [RUN]"
+    run = "" if command in _RUNNING else " [RUN]"
     lines = [
         f"qexp {command}: {HYDRA_COMMANDS[command]}.",
         "",
@@ -117,11 +141,14 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
         "Groups (group=option):",
     ]
     for group, options in _groups(arguments):
+        if group in _NOT_OF.get(command, ("observer",)):
+            continue
         text = ", ".join(options)
         lines += textwrap.wrap(f"  {group:21}{text}", 110, subsequent_indent=" " * 23, break_on_hyphens=False)
     lines += ["", "Keys used most (all of them: --cfg job):"]
-    lines += [f"  {key:38}{text}" for key, text in {**_OWN_KEYS.get(command, {}), **_KEYS}.items()]
-    shown = {key: text for key, text in _OPTIONS.items() if command == "train" or key not in _TRAIN_ALONE}
+    keys = {key: text for key, text in _KEYS.items() if key not in _NOT_OF.get(command, ())}
+    lines += [f"  {key:38}{text}" for key, text in {**_OWN_KEYS.get(command, {}), **keys}.items()]
+    shown = {key: text for key, text in _OPTIONS.items() if command in _RUNNING or key not in _RUNNING_ALONE}
     lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in shown.items())]
     return "\n".join(lines)
 

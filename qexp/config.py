@@ -13,6 +13,7 @@ from qexp.settings import (
     AlphaRegularization,
     Bits,
     Budget,
+    Calibration,
     Config,
     Evaluation,
     Experiment,
@@ -26,6 +27,7 @@ __all__ = [
     "AlphaRegularization",
     "Bits",
     "Budget",
+    "Calibration",
     "Config",
     "Evaluation",
     "Experiment",
@@ -43,6 +45,7 @@ LARGEST_SEED = 2**63 - 1
 
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
+_AFTER_TRAINING = ("calibration", "observer")
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -53,7 +56,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         ConfigError: with all mistakes, one a line.
     """
     errors: list[str] = []
-    root = Reader(plain, "", errors, (*_REQUIRED, "budget", "explain", "eval", "names"))
+    root = Reader(plain, "", errors, (*_REQUIRED, "budget", "explain", "eval", "names", *_AFTER_TRAINING))
     root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
     nodes = {key: root.target(key) for key in _NODES if key in root.node}
@@ -73,12 +76,15 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "batch_size": root.integer("batch_size", 1),
         "seed": root.integer("seed", 0, LARGEST_SEED),
         "output_dir": root.text("output_dir"),
-        "experiment": _experiment(node["experiment"], errors),
+        "experiment": _experiment(node["experiment"], errors, "ptq" if "calibration" in root.node else "train"),
         "budget": _budget(root.node.get("budget"), errors),
         "explain": _explain(root.node.get("explain"), errors),
         "eval": _evaluation(root.node.get("eval"), errors),
         "names": _names(root.node.get("names"), node),
     }
+    if "calibration" in root.node:
+        fields["calibration"] = _calibration(root.node["calibration"], errors)
+        fields["observer"] = root.target("observer")
     if errors:
         raise ConfigError("\n".join(dict.fromkeys(errors)))
     return Config(**fields, plain=dict(plain))
@@ -172,9 +178,9 @@ def _loggers(node: object, errors: list[str]) -> dict[str, dict[str, Any]]:
     return {key: reader.target(key) for key in reader.node}
 
 
-def _experiment(node: object, errors: list[str]) -> Experiment:
+def _experiment(node: object, errors: list[str], command: str) -> Experiment:
     reader = Reader(node, "experiment", errors, ("name", "grids"))
-    name = reader.text("name")
+    name = reader.optional_text("name") or command
     if name and not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", name):
         errors.append(
             f"experiment.name={name}: a folder below output_dir, of letters, digits, '-', '_', '.', '/'."
@@ -201,6 +207,16 @@ def _evaluation(node: object, errors: list[str]) -> Evaluation:
         return Evaluation()
     reader = Reader(node, "eval", errors, ("run", "split"))
     return Evaluation(reader.optional_text("run"), reader.choice("split", ("test", "validation")))
+
+
+def _calibration(node: object, errors: list[str]) -> Calibration:
+    reader = Reader(node, "calibration", errors, Calibration.__dataclass_fields__)
+    return Calibration(
+        samples=reader.integer("samples", 1),
+        batch_size=reader.integer("batch_size", 1),
+        fold=reader.choice("fold", ("auto", "strict", "none")),
+        bias_correction=reader.choice("bias_correction", ("none", "channel")),
+    )
 
 
 def _names(node: object, nodes: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -43,23 +44,40 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
     """
     content = {
         "format": FORMAT,
-        "task": config.task,
         "dataset": _without_places(config.dataset),
         "model": _without_places(config.model),
         "digests": dict(digests),
+        "seed": config.seed,
+        "quantization": _quantization(config),
+    }
+    if config.calibration is not None:
+        content |= {"calibration": _calibration(config)}
+    else:
+        content |= _training(config, compiled)
+    return dict(canonical(content))
+
+
+def _training(config: Config, compiled: bool | None) -> dict[str, Any]:
+    return {
+        "task": config.task,
         "optimizer": config.optimizer,
         "schedule": config.schedule,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
-        "seed": config.seed,
         "precision": config.trainer.precision,
         "world_size": config.trainer.devices,
         "channels_last": config.trainer.channels_last,
         "deterministic": config.trainer.deterministic,
         "compiled": config.trainer.compile if compiled is None else compiled,
-        "quantization": _quantization(config),
     }
-    return dict(canonical(content))
+
+
+def _calibration(config: Config) -> dict[str, Any]:
+    """What decides a network that was quantized after training; without a quantizer only how it was folded."""
+    settings = dataclasses.asdict(config.calibration)  # type: ignore[arg-type]
+    if not list(_targets(config)):
+        return {"fold": settings["fold"]}
+    return {**settings, "observer": config.observer}
 
 
 def _quantization(config: Config) -> dict[str, Any] | None:

@@ -118,7 +118,11 @@ def _execute(job: Job, config: Config) -> Any:
     if job.command == "train":
         from qexp.commands import train
 
-        return train.preview(config) if job.dry_run else train.run(config)
+        return train.run(config, dry_run=job.dry_run)
+    if job.command == "ptq":
+        from qexp.commands import ptq
+
+        return ptq.run(config, dry_run=job.dry_run)
     if job.dry_run:
         raise ConfigError(f"--dry-run: qexp {job.command} changes nothing, leave it out.")
     if job.command == "eval":
@@ -163,7 +167,7 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
     else:
         choices = HydraConfig.get().runtime.choices
         plain["names"] = {key: str(choices[key]) for key in ("model", "dataset", "quantizer")}
-        if plain["experiment"].get("name") is None:
+        if plain["experiment"].get("name") is None and choices["experiment"] != "none":
             plain["experiment"]["name"] = str(choices["experiment"])
     plain["experiment"].pop("grids", None)  # of the sweep, not of one of its jobs
     check_targets(plain)

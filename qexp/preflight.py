@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ def _run_of(job: Job, composed: DictConfig) -> str | None:
     """Return the run that a job would make or skip, None for a command that makes none."""
     if FAILURE in composed:
         raise ConfigError(str(composed[FAILURE]))
-    if job.command != "train":
+    if job.command not in ("train", "ptq"):
         return None
     HydraConfig.instance().set_config(copy.deepcopy(composed))  # makes what it gets read-only
     config = copy.deepcopy(composed)
@@ -88,9 +89,9 @@ def run_of(config: Config) -> str | None:
     Raises:
         QexpError: the data are missing, or the method does not support what is asked of it.
     """
-    from qexp.commands import train
+    from qexp.commands import ptq, train
 
-    planned = train.plan(config)
+    planned = (train if config.calibration is None else ptq).plan(config)
     if planned.run.read_result() is None:
         _check_network(planned.config, planned.source)
     return planned.run_id
@@ -101,6 +102,7 @@ def _check_network(config: Config, source: Any) -> None:
 
     from qexp.commands.network import build_network
 
-    if config.model.get("weights") is None:
+    bare = {key: value for key, value in config.model.items() if key != "weights"}
+    if config.model.get("weights") is None or config.calibration is not None:
         with torch.device("meta"):  # shapes without numbers: what a method refuses shows there
-            build_network(config, source)
+            build_network(dataclasses.replace(config, model=bare, calibration=None), source)

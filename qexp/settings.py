@@ -88,11 +88,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How `qexp ptq` puts quantizers on a trained network; configs/ptq.yaml says what each means."""
+
+    samples: int = 512
+    batch_size: int = 4
+    fold: Literal["auto", "strict", "none"] = "auto"
+    bias_correction: Literal["none", "channel"] = "none"
+
+
+@dataclass(frozen=True)
 class Config:
     """A checked configuration. Nodes with a `_target_` stay plain dicts.
 
     `names` are the options chosen for model, dataset and quantizer, for people to read; `plain` is the whole as it
-    was composed.
+    was composed. `calibration` and `observer` are there for a network that is quantized after training.
     """
 
     task: dict[str, Any]
@@ -118,6 +128,8 @@ class Config:
     eval: Evaluation
     names: dict[str, str]
     plain: dict[str, Any]
+    calibration: Calibration | None = None
+    observer: dict[str, Any] | None = None
 
     @property
     def quantized(self) -> bool:

@@ -171,14 +171,12 @@ OPTIONS = sorted(
     path.relative_to(config_dir()).with_suffix("") for path in config_dir().glob("*/**/*.yaml") if path.is_file()
 )
 
-# Observers belong to post-training quantization; tests/calibration/test_observers.py builds each.
-TRAINED = [option for option in OPTIONS if option.parts[0] != "observer"]
 
-
-@pytest.mark.parametrize("option", TRAINED, ids=str)
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_composes(option: Path) -> None:
     group = "hydra/launcher" if option.parts[0] == "hydra" else option.parts[0]
-    config = parsed(f"{group}={option.relative_to(group).as_posix()}")
+    command = "ptq" if group == "observer" else "train"
+    config = parsed(f"{group}={option.relative_to(group).as_posix()}", command=command)
     assert config.epochs >= 1
 
 

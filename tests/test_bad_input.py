@@ -45,7 +45,7 @@ def mine(tmp_path: Path) -> Path:
         (["layers=4"], "layers=4: a layer is set apart by a pattern: layers.'<glob>'.bits="),
         (["layers.'fc*'.bist=4"], "cannot read 'layers.'fc*'.bist=4': a layer is set apart by a pattern"),
         (["seed=99999999999999999999"], "seed=99999999999999999999: a whole number, at least 0, at most"),
-        (["experiment.name="], "experiment.name=: a text."),
+        (["experiment.name="], "experiment.name=: null, or a text."),
         (["output_dir=null"], "output_dir=null: a text."),
         (["~epochs"], "epochs is missing: a whole number, at least 1."),
         (["--bogus"], "unrecognized arguments: --bogus; `qexp train --help`"),

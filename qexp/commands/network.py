@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from qexp.build import build
+from qexp.calibration.fit import Fitted, correct_weights, fit_activations, fit_weights
+from qexp.calibration.folding import Folding, fold_batch_norm
+from qexp.calibration.observers import Observer
 from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.models.weights import load_weights
-from qexp.plan import make_plan
-from qexp.quantizers.base import Quantizer
+from qexp.plan import Plan, make_plan
+from qexp.quantizers.base import Quantizer, Site
 from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
 
 
@@ -37,10 +40,51 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
         ConfigError: the model cannot be traced, a layer pattern matches nothing, a method refuses a site.
         CheckpointError: `model.weights` does not fit.
     """
+    if config.calibration is not None:
+        return calibrated_network(config, source).quantized()
     model = build_float(config, source)
     if not config.quantized and not any(setting.method for setting in config.layers):
         return model
     return quantize_model(make_plan(model, scheme(config, source), source.shape))
+
+
+@dataclass
+class AfterTraining:
+    """A trained network, folded, with the quantizers that belong on it, before and after they are fitted."""
+
+    folding: Folding
+    plan: Plan | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The folded float network."""
+        return self.folding.model
+
+    def fit(self, batches: Iterable[Any], observer: Callable[[int, Site], Observer]) -> list[Fitted]:
+        """Fit every quantizer; as `calibration.fit`'s functions."""
+        if self.plan is None:
+            return []
+        return [*fit_activations(self.model, self.plan, batches, observer), *fit_weights(self.model, self.plan)]
+
+    def quantized(self) -> nn.Module:
+        """Return the network with the quantizers in place, in evaluation mode."""
+        return self.model if self.plan is None else quantize_model(self.plan).eval()
+
+
+def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
+    """Return the folded float network of `config` and its plan, with bias correction where it is asked for.
+
+    Raises:
+        ConfigError: as `build_network`; a batch norm that cannot be folded with calibration.fold=strict.
+    """
+    settings = config.calibration
+    assert settings is not None  # the caller has looked
+    folding = fold_batch_norm(build_float(config, source).eval(), settings.fold)
+    if not config.quantized and not any(setting.method for setting in config.layers):
+        return AfterTraining(folding, None)
+    plan = make_plan(folding.model, scheme(config, source), source.shape)
+    correct_weights(plan, settings.bias_correction)
+    return AfterTraining(folding, plan)
 
 
 def scheme(config: Config, source: DataSource) -> Scheme:

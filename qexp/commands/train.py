@@ -5,48 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qexp.build import build
 from qexp.commands import distributed
 from qexp.commands.devices import devices_of, occupied
+from qexp.commands.planning import PRIMARY_METRIC, Planned, digests_of, name_run
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
-from qexp.files import file_digest
-from qexp.identity import config_digest, identity, run_id
-from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_elsewhere
-
-PRIMARY_METRIC = "test_accuracy"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run before anything is spent on it: its data, its name and its folder."""
-
-    config: Config
-    source: Any
-    identity: dict[str, Any]
-    run: RunDirectory
-    link: Path | None = None
-    """This experiment's own folder, where another experiment has begun or made the run."""
-
-    @property
-    def run_id(self) -> str:
-        """The run's name, and its folder's."""
-        return self.run.path.name
-
-    def record(self, status: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what a sweep's summary shows of this job."""
-        return {
-            "run_id": self.run_id,
-            "path": str(self.run.path),
-            "status": status,
-            "metrics": (result or {}).get("metrics", {}),
-            "primary_metric": PRIMARY_METRIC,
-        }
+from qexp.identity import config_digest
+from qexp.runs import FORMAT_VERSION
 
 
 def plan(config: Config) -> Planned:
@@ -56,19 +26,10 @@ def plan(config: Config) -> Planned:
         ConfigError, DataError: the configuration or the data do not allow a run.
     """
     source = build(config.dataset)
-    digests = {"data": source.digest()}
-    if config.model.get("weights") is not None:
-        from qexp.models.weights import checkpoint_file
-
-        digests["weights"] = file_digest(checkpoint_file(str(config.model["weights"])))
+    digests = digests_of(config, source)
     compiled = _compiled(config, source)
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=compiled))
-    content = identity(config, digests, compiled=compiled)
-    name = run_id(config, content)
-    folder = Path(config.output_dir) / config.experiment.name / name
-    if (found := made_elsewhere(Path(config.output_dir), folder)) is not None:
-        return Planned(config, source, content, RunDirectory(found), link=folder)
-    return Planned(config, source, content, RunDirectory(folder))
+    return name_run(config, source, digests, compiled=compiled)
 
 
 def _compiled(config: Config, source: Any) -> bool:
@@ -98,20 +59,6 @@ def _epoch_steps(dataset: str, batch_size: int) -> int:
     return len(build(json.loads(dataset)).train_batches(batch_size, 0, "cpu"))
 
 
-def preview(config: Config) -> dict[str, Any]:
-    """Return the record of what `run` would do (skip, resume, start; running: another process does it now).
-
-    Nothing is written (`--dry-run`).
-    """
-    planned = plan(config)
-    will = {"done": "skip", "running": "running"}.get(planned.run.status())
-    if will is None:
-        will = "resume" if planned.run.checkpoint.exists() else "start"
-    record = planned.record(will, planned.run.read_result())
-    print(f"{record['status']:7} {planned.run.path}")
-    return record
-
-
 def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     """Train, evaluate and record one run, or skip it when its result is there.
 
@@ -123,17 +70,11 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         QexpError: a mistake or a failed training; the run's folder says why.
         Interrupted: a signal; the same command goes on from the checkpoint.
     """
-    if dry_run:
-        return preview(config)
     planned = plan(config)
-    if planned.link is not None and distributed.rank() == 0:
-        link_run(planned.link, planned.run.path)
-    result = planned.run.read_result()
-    if result is not None:
-        accuracy = result.get(PRIMARY_METRIC)
-        shown = f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else "not known"
-        print(f"done already: {planned.run.path}  test accuracy {shown}")
-        return planned.record("skipped", result)
+    if dry_run:
+        return planned.preview()
+    if (done := planned.begin(first=distributed.rank() == 0)) is not None:
+        return done
     status = "done"
     if distributed.wants_launch(config):
         _launch(planned)

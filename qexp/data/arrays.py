@@ -208,9 +208,10 @@ class ArraySource(DataSource):
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
+        seed: int | None = None,
     ) -> ArrayBatches:
-        """Return `count` of the training samples, not augmented, each class with its share."""
-        rows = pick(self.splits["train"].labels, self._training_rows()[0], count)
+        """Return `count` of the training samples, not augmented: a random draw, or each class with its share."""
+        rows = pick(self.splits["train"].labels, self._training_rows()[0], count, seed)
         return self._evaluation("train", rows, batch_size, device, rank, world_size, channels_last)
 
     def _evaluation(

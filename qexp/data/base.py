@@ -101,11 +101,13 @@ class DataSource(ABC):
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
+        seed: int | None = None,
     ) -> Batches:
         """Return `count` of the training samples, all where there are fewer, not augmented and none twice.
 
-        Each class keeps its share, the draw is always the same, and samples set apart for choosing are not among
-        them: what a network is looked at with, so that the test split is never touched.
+        Samples set apart for choosing are not among them: what a network is looked at or calibrated with, so that
+        the test split is never touched. With a `seed` they are drawn at random; without one they are always the
+        same, and each class keeps its share.
 
         Raises:
             DataError: `count` is below 1.

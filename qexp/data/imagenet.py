@@ -227,10 +227,11 @@ class ImageNet(DataSource):
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
+        seed: int | None = None,
     ) -> Batches:
-        """Return `count` of the training samples as centre crops, each class with its share."""
+        """Return `count` of the training samples as centre crops: a random draw, or each class with its share."""
         labels = self.trees()["train"].labels
-        rows = pick(labels, self._training_rows()[0], count)
+        rows = pick(labels, self._training_rows()[0], count, seed)
         plan = Plan(torch.from_numpy(rows), self._size(batch_size), rank=rank, world_size=world_size)
         return self._batches("train", plan, device, "none", channels_last)
 

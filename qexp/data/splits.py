@@ -158,16 +158,20 @@ def training_rows(
     return rows[even_rows(labels[rows], train_samples)], held
 
 
-def pick(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` of `rows`, ascending, with each class's share and always the same; all where there are fewer.
+def pick(labels: np.ndarray, rows: np.ndarray, count: int, seed: int | None = None) -> np.ndarray:
+    """Return `count` of `rows`, all where there are fewer.
 
     Args:
         labels: (samples,) of the whole split.
         rows: int64, ascending, those that may be taken.
+        seed: of a draw at random, in the order in which they were drawn; None takes always the same ones,
+            ascending, and of each class its share.
 
     Raises:
         DataError: `count` is below 1.
     """
     if count < 1:
         raise DataError(f"{count} training samples: take 1 or more.")
+    if seed is not None:
+        return np.random.default_rng(seed).permutation(rows)[:count]
     return rows if count >= len(rows) else rows[stratified_rows(labels[rows], count)[1]]

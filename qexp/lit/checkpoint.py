@@ -216,3 +216,13 @@ class CheckpointWriter(pl.Callback):
             return True
         late = bool(self.minutes) and time.monotonic() - self._written >= 60.0 * float(self.minutes or 0.0)
         return bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
+
+
+def save_network(path: Path, network: torch.nn.Module) -> None:
+    """Write a network that was not trained here where a run's checkpoint lies, for `qexp eval`.
+
+    Raises:
+        OutputError: the disk is full or the folder is not writable.
+    """
+    state = {f"network.{name}": value.detach().cpu() for name, value in network.state_dict().items()}
+    DurableCheckpointIO().save_checkpoint({"state_dict": state, KEY: {}}, path)

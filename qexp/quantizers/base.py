@@ -51,6 +51,19 @@ class ParameterGroup:
     weight_decay: float | None = None
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What calibration saw at one site: the range that an observer chose, and mean and standard deviation.
+
+    Float32 scalars; the moments are there for a quantizer that says `needs_moments`.
+    """
+
+    low: Tensor
+    high: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+
 @dataclass
 class Description:
     """What a quantizer can say of itself, for logs, tables and figures.
@@ -87,6 +100,9 @@ class Quantizer(nn.Module):
     acts_at_32: ClassVar[bool] = False
     """Whether it still changes values at 32 bits (PACT clips); else a site of 32 bits is left alone."""
 
+    needs_moments: ClassVar[bool] = False
+    """Whether `fit_activations` reads more than the range."""
+
     scope: str = "layer"
     """How many learned values it has: `layer`, `channel`, `element`, or `network`, shared by all sites."""
 
@@ -115,6 +131,35 @@ class Quantizer(nn.Module):
 
     def calibrate(self, x: Tensor) -> None:
         """Start the learned tensors from data, in place, before the first step. Default: keep them."""
+
+    def fit_weights(self, weight: Tensor) -> None:
+        """Take ranges, and what else follows from the numbers, from trained weights, and keep them.
+
+        Called once after training; until then a method that can do this measures each tensor it is given.
+
+        Raises:
+            ConfigError: the method cannot be put on a trained network, or the weights hold no numbers.
+        """
+        raise self._not_after_training()
+
+    def fit_activations(self, seen: Observed) -> None:
+        """Take the range, and what else follows, from what calibration saw, and keep it; as `fit_weights`."""
+        raise self._not_after_training()
+
+    def _not_after_training(self) -> ConfigError:
+        return ConfigError(
+            f"{self.site.name}: {type(self).__name__} is a method for training and cannot be put on a trained"
+            " network; for `qexp ptq` take quantizer=uniform or pwlq, for this one `qexp train`."
+        )
+
+    def fitted(self) -> dict[str, Tensor]:
+        """Return what `fit_weights` or `fit_activations` kept, by name, for the run's record. Default: nothing."""
+        return {}
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that one value takes in memory: `bits`, unless codes say more than the multiplier sees."""
+        return self.bits
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Return the learned tensors by their name in the logs: `{"alpha": ...}`. Default: none."""

@@ -83,7 +83,7 @@ def test_eval_without_anything_to_evaluate(config):
 
 
 def test_preview_writes_nothing(config, tmp_path, capsys):
-    record = train.preview(config())
+    record = train.run(config(), dry_run=True)
     assert record["status"] == "start"
     assert list(tmp_path.iterdir()) == []
     assert record["path"] in capsys.readouterr().out
@@ -165,11 +165,11 @@ def test_preview_says_how_a_failed_run_would_go_on(config, capsys):
     planned = train.plan(config())
     planned.run.prepare({}, planned.identity, {})
     planned.run.write_failure("out of luck", 1)
-    assert train.preview(config())["status"] == "start"
+    assert train.run(config(), dry_run=True)["status"] == "start"
     planned.run.checkpoint.touch()
-    assert train.preview(config())["status"] == "resume"
+    assert train.run(config(), dry_run=True)["status"] == "resume"
     with planned.run.lock():
-        assert train.preview(config())["status"] == "running"
+        assert train.run(config(), dry_run=True)["status"] == "running"
     planned.run.write_result({"test_accuracy": None})
     assert train.preview(config())["status"] == "skip"
     assert train.run(config())["status"] == "skipped"

@@ -32,7 +32,8 @@ def cases() -> Iterator[tuple[str, dict[str, Any], str, str | None]]:
         method = yaml.safe_load(path.read_text())
         for part, roles in (("weight", ["weight"]), ("activation", ["activation", "input"])):
             if (node := method.get(part)) is not None:
-                scopes = ("layer", "channel", "element", "network") if "scope" in node else (None,)
+                every = ("layer", "channel") if part == "weight" else ("layer", "channel", "element", "network")
+                scopes = every if "scope" in node else (None,)
                 yield from ((path.stem, node, role, scope) for role in roles for scope in scopes)
 
 
@@ -86,7 +87,8 @@ def test_values_and_codes(node: dict[str, Any], role: str, scope: str | None, bi
         return
     codes = quantizer.codes(x)
     assert codes.values.dtype == torch.int32 and codes.codebook.dtype == torch.float32
-    assert codes.values.min() >= 0 and codes.values.max() < codes.levels <= 2**bits
+    assert codes.values.min() >= 0 and codes.values.max() < codes.levels <= 2**quantizer.stored_bits
+    assert quantizer.stored_bits >= bits
     assert torch.equal(codes.decode(), y), "the decoded integers are the values, exactly"
     assert not codes.decode().requires_grad
     with torch.no_grad():
@@ -176,7 +178,7 @@ def test_what_it_says_of_itself(node: dict[str, Any], role: str, scope: str | No
     assert description.learned.keys() == quantizer.learned().keys()
     assert not any(value.requires_grad for value in description.learned.values())
     assert all(0 <= float(share) <= 1 for share in description.shares.values())
-    assert description.levels is not None and 1 <= description.levels <= 16
+    assert description.levels is not None and 1 <= description.levels <= 2**quantizer.stored_bits
     assert quantizer.describe().levels is None
     if scope is not None:
         assert quantizer.scope == scope

@@ -1,0 +1,88 @@
+"""A run before anything is spent on it: its data, its name and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qexp.config import Config
+from qexp.files import file_digest
+from qexp.identity import identity, run_id
+from qexp.runs import RunDirectory, link_run, made_elsewhere
+
+PRIMARY_METRIC = "test_accuracy"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run before anything is spent on it: its data, its name and its folder."""
+
+    config: Config
+    source: Any
+    identity: dict[str, Any]
+    run: RunDirectory
+    link: Path | None = None
+    """This experiment's own folder, where another experiment has begun or made the run."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's name, and its folder's."""
+        return self.run.path.name
+
+    def record(self, status: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a sweep's summary shows of this job."""
+        return {
+            "run_id": self.run_id,
+            "path": str(self.run.path),
+            "status": status,
+            "metrics": (result or {}).get("metrics", {}),
+            "primary_metric": PRIMARY_METRIC,
+        }
+
+    def preview(self) -> dict[str, Any]:
+        """Print and return what running it would do (skip, resume, start; running: another process does it now).
+
+        Nothing is written (`--dry-run`).
+        """
+        will = {"done": "skip", "running": "running"}.get(self.run.status())
+        if will is None:
+            will = "resume" if self.run.checkpoint.exists() else "start"
+        print(f"{will:7} {self.run.path}")
+        return self.record(will, self.run.read_result())
+
+    def begin(self, *, first: bool = True) -> dict[str, Any] | None:
+        """Link the run into its experiment's folder; return its record where it is done already, and say so.
+
+        Args:
+            first: whether this is the process that writes.
+        """
+        if self.link is not None and first:
+            link_run(self.link, self.run.path)
+        result = self.run.read_result()
+        if result is None:
+            return None
+        accuracy = result.get(PRIMARY_METRIC)
+        shown = f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else "not known"
+        print(f"done already: {self.run.path}  test accuracy {shown}")
+        return self.record("skipped", result)
+
+
+def name_run(config: Config, source: Any, digests: Mapping[str, str], *, compiled: bool | None = None) -> Planned:
+    """Return the run that `config` means, in its folder or in that of the experiment that has begun it already."""
+    content = identity(config, digests, compiled=compiled)
+    folder = Path(config.output_dir) / config.experiment.name / run_id(config, content)
+    if (found := made_elsewhere(Path(config.output_dir), folder)) is not None:
+        return Planned(config, source, content, RunDirectory(found), link=folder)
+    return Planned(config, source, content, RunDirectory(folder))
+
+
+def digests_of(config: Config, source: Any) -> dict[str, str]:
+    """Return the digests of the data and, where some are loaded, of the weights."""
+    digests = {"data": source.digest()}
+    if config.model.get("weights") is not None:
+        from qexp.models.weights import checkpoint_file
+
+        digests["weights"] = file_digest(checkpoint_file(str(config.model["weights"])))
+    return digests

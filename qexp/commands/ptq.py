@@ -1,0 +1,159 @@
+"""`qexp ptq`: a trained float network, quantized without training, from its calibration to its record."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from qexp.build import build
+from qexp.commands.planning import PRIMARY_METRIC, Planned, digests_of, name_run
+from qexp.commands.recording import recording_failure, run_log
+from qexp.config import Config
+from qexp.errors import ConfigError, DataError
+from qexp.files import atomic_write
+from qexp.identity import config_digest
+from qexp.runs import FORMAT_VERSION
+
+LAYERS = "layers.csv"
+"""What was fitted in each layer: the mean squared error of its weights, and ranges and breakpoints by name, each
+as its mean, least and greatest over the channels."""
+
+
+def plan(config: Config) -> Planned:
+    """Name the run of `config`; reads the digests of data, weights and calibration samples, writes nothing.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: no weights, or nothing to calibrate on.
+    """
+    if not config.model.get("weights"):
+        raise ConfigError(
+            "model.weights: qexp ptq starts from a trained network, a random one is never quantized; give a"
+            " checkpoint or a run's folder."
+        )
+    source = build(config.dataset)
+    digests = digests_of(config, source)
+    if config.quantized:
+        digests["calibration"] = _samples_digest(config, source)
+    return name_run(config, source, digests)
+
+
+def _samples_digest(config: Config, source: Any) -> str:
+    """Return the digest of which training samples are drawn; what they hold is in that of the data."""
+    rows = _calibration_batches(config, source, "cpu").plan.rows
+    return hashlib.sha256(rows.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _calibration_batches(config: Config, source: Any, device: Any, *, channels_last: bool = False) -> Any:
+    settings = config.calibration
+    assert settings is not None  # qexp ptq's configuration has them
+    batches = source.training_samples(
+        settings.samples, settings.batch_size, device, channels_last=channels_last, seed=config.seed
+    )
+    if (found := len(batches.plan.rows)) < settings.samples:
+        raise DataError(
+            f"calibration.samples={settings.samples}: the training split has {found}; take at most as many."
+        )
+    return batches
+
+
+def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
+    """Quantize, evaluate and record one network, or skip it when its result is there.
+
+    Returns:
+        `run_id`, `path`, `status` (done or skipped), `metrics`, `primary_metric`.
+
+    Raises:
+        InUseError: another process makes this run now.
+        QexpError: a mistake; the run's folder says why.
+    """
+    from qexp.commands.network import calibrated_network
+    from qexp.lit.environment import describe
+
+    planned = plan(config)
+    if dry_run:
+        return planned.preview()
+    if (done := planned.begin()) is not None:
+        return done
+    network = calibrated_network(config, planned.source)
+    with planned.run.lock():
+        result = planned.run.read_result()
+        if result is not None:
+            return planned.record("skipped", result)
+        planned.run.prepare(config.plain, planned.identity, describe())
+        with recording_failure(planned.run), run_log(planned.run):
+            planned.run.clear_failure()
+            _quantize(planned, network)
+    return planned.record("done", planned.run.read_result())
+
+
+def _quantize(planned: Planned, network: Any) -> None:
+    from qexp.lit.checkpoint import save_network
+    from qexp.lit.evaluate import evaluate, move
+
+    config = planned.config
+    print(f"quantizing {planned.run.path}", flush=True)
+    began = time.monotonic()
+    device, channels_last = move(network.model, planned.source, config)
+    batches = _calibration_batches(config, planned.source, device, channels_last=channels_last)
+    found = network.fit(batches, lambda bits, site: build(config.observer or {}, bits=bits, site=site))
+    seconds = time.monotonic() - began
+    atomic_write(planned.run.path / LAYERS, _table(found))
+    quantized = network.quantized()
+    metrics = {**_weight_error(found), **evaluate(quantized, planned.source, config, "test")}
+    save_network(planned.run.checkpoint, quantized)
+    planned.run.write_result(
+        {
+            "format_version": FORMAT_VERSION,
+            "run_id": planned.run_id,
+            "status": "done",
+            "metrics": metrics,
+            "primary_metric": PRIMARY_METRIC,
+            "higher_is_better": True,
+            "test_accuracy": metrics[PRIMARY_METRIC],
+            "calibration_seconds": round(seconds, 3),
+            "seed": config.seed,
+            "config_digest": config_digest(config),
+            "data_digest": planned.identity["digests"]["data"],
+            "budget": {"name": config.budget.name},
+            "folded": [list(pair) for pair in network.folding.folded],
+            "kept_batch_norms": [list(pair) for pair in network.folding.kept],
+            "warnings": planned.run.read_warnings(),
+        }
+    )
+    _say(planned, network, metrics, seconds)
+
+
+def _weight_error(found: Sequence[Any]) -> dict[str, float]:
+    """Return the mean squared error over all quantized weights together."""
+    weights = [each for each in found if each.error is not None]
+    count = sum(each.count for each in weights)
+    return {"weight_mse": sum(each.error * each.count for each in weights) / count} if count else {}
+
+
+def _table(found: Sequence[Any]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("layer", "kind", "bits", "name", "mean", "least", "greatest"))
+    for each in found:
+        if each.error is not None:
+            writer.writerow((each.layer, each.kind, each.bits, "mse", f"{each.error:.9g}", "", ""))
+        for name, value in each.values.items():
+            numbers = (float(value.double().mean()), float(value.min()), float(value.max()))
+            writer.writerow((each.layer, each.kind, each.bits, name, *(f"{number:.9g}" for number in numbers)))
+    return stream.getvalue()
+
+
+def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: float) -> None:
+    top5 = metrics.get("test_accuracy_top5")
+    also = "" if top5 is None else f", top-5 {top5:.4f}"
+    print(f"test accuracy {metrics[PRIMARY_METRIC]:.4f}{also}  (calibrated in {seconds:.1f} s)")
+    if network.folding.kept:
+        names = ", ".join(name for name, _ in network.folding.kept[:3])
+        more = f" and {len(network.folding.kept) - 3} more" if len(network.folding.kept) > 3 else ""
+        print(f"not folded    {names}{more} (float, per channel; result.json says why)")
+    print(f"run           {planned.run.path}")
+    print(f"layers        {planned.run.path / LAYERS}", flush=True)

@@ -1,0 +1,47 @@
+"""Ranges that clip: by a share of the values, or by the least squared error, per layer or per channel at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qexp.ops.uniform import Kind, make_grid, spread_axes
+
+CANDIDATES = 80
+"""Ranges that are tried, evenly from a fifth of the whole one to all of it."""
+
+
+def percentile_range(x: Tensor, gamma: float, channels: bool) -> tuple[Tensor, Tensor]:
+    """Return the range without the share `gamma` of the values at either end, nearest ranks.
+
+    Args:
+        x: weights (channels, ...).
+        gamma: 0 (nothing is cut) to below 1/2.
+        channels: a range for each channel, shaped to broadcast; else one.
+    """
+    rows = x.float().flatten(1) if channels else x.float().reshape(1, -1)
+    count = rows.shape[1]
+    cut = min(int(gamma * count), (count - 1) // 2)
+    low = rows.kthvalue(cut + 1, dim=1).values
+    high = rows.kthvalue(count - cut, dim=1).values
+    shape = (-1, *([1] * (x.dim() - 1))) if channels else ()
+    return low.reshape(shape), high.reshape(shape)
+
+
+def squared_error_range(x: Tensor, kind: Kind, bits: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of the range [low, high] whose grid has the least squared error, each channel's own.
+
+    Args:
+        x: weights (channels, ...), any number of dimensions.
+        kind, bits: of the grid.
+        low, high: scalars, or one a channel, shaped to broadcast.
+    """
+    axes = spread_axes(x, low.dim() > 0)
+    best, least = torch.ones_like(high), torch.full_like(high, torch.inf)
+    for index in range(CANDIDATES + 1):
+        share = 1.0 - 0.8 * index / CANDIDATES
+        error = (make_grid(kind, bits, low * share, high * share).round(x.float()) - x).square()
+        found = error.sum(axes, keepdim=True) if axes and low.dim() else error.sum()
+        better = found < least
+        best, least = torch.where(better, share, best), torch.where(better, found, least)
+    return low * best, high * best

@@ -1,0 +1,130 @@
+"""Piecewise-linear grids: a dense one around zero and coarser ones towards the tails, each with the same bits.
+
+Fang et al. 2020, "Post-Training Piecewise Linear Quantization for Deep Neural Networks", equation 3; several
+breakpoints from its supplement, section 1.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qexp.ops.codes import Codes
+from qexp.ops.rounding import ste
+
+Variant = Literal["paper", "authors"]
+
+VARIANTS = ("paper", "authors")
+
+SMALLEST = 2.0**-118
+"""Of a piece's width: 255 steps in a smaller one overflow float32, so it counts as none."""
+
+
+class PiecewiseGrid:
+    """Rounds magnitudes between neighbouring edges to equally spaced values, and keeps the sign.
+
+    In the `paper` form every piece has 2^(bits-1) values of each sign, its two ends among them. The `authors` form
+    is their code's, denser around zero: the centre (-p, p) is one signed grid of `bits` bits with the step
+    2 p / (2^bits - 1). `overlap`: beyond the breakpoint a value is rounded on a grid of the whole range [-m, m],
+    so that no offset is stored; the paper's figure 2 compares it, for one breakpoint.
+
+    Args:
+        edges: float32 (pieces + 1, ...), from 0 over the breakpoints to m, not decreasing; the other axes
+            broadcast against what is rounded. What lies beyond m is clipped.
+        bits: of each piece, sign included, at least 2.
+        variant, overlap: as above.
+        signed: False for values that are never negative, for which the sign's bit is free: each piece then has
+            2^bits values, and what is below zero becomes zero (ours).
+    """
+
+    def __init__(
+        self, edges: Tensor, bits: int, variant: Variant = "paper", *, overlap: bool = False, signed: bool = True
+    ) -> None:
+        count, self.last = edges.shape[0] - 1, 2 ** (bits - signed) - 1
+        self.signed = signed
+        self.edges = edges = _closed(edges)
+        self.beyond = torch.ge if variant == "authors" else torch.gt
+        # Of each piece: whether one grid of two's complement serves both signs, where the integers of a magnitude
+        # begin, how wide they reach, and in how many steps.
+        self.joint = [variant == "authors" and (index == 0 or overlap) for index in range(count)]
+        self.low = [edges[index] * (index == 0 or not overlap) for index in range(count)]
+        self.width = [edges[index + 1] - low for index, low in enumerate(self.low)]
+        self.steps = [self.last + 0.5 * joint for joint in self.joint]
+
+    def round(self, x: Tensor, rounding: Callable[[Tensor], Tensor] = ste) -> Tensor:
+        """Return the quantized values, in x's dtype; computed in float32."""
+        value = x.float() if self.signed else x.float().clamp(min=0)
+        pieces = self._pieces(value)
+        integers = self._integers(value, pieces, rounding)
+        low, width = self._chosen(pieces, self.low), self._chosen(pieces, self.width)
+        magnitude = low + width * self._shares(pieces, integers)
+        return torch.where(value < 0, -magnitude, magnitude).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Codes:
+        """Return which value each element takes, the values of all pieces in ascending order."""
+        value = x.detach().float() if self.signed else x.detach().float().clamp(min=0)
+        pieces = self._pieces(value)
+        integers = self._integers(value, pieces, torch.round).long()
+        table, zeros = self._table()
+        every = [torch.full_like(integers, zero) for zero in zeros]
+        second = [torch.full_like(integers, not joint) for joint in self.joint]  # a zero for each sign, or one
+        below = -integers - self._chosen(pieces, second)
+        entry = self._chosen(pieces, every) + torch.where(value < 0, below, integers)
+        order = table.argsort(dim=0, stable=True)
+        ranks = Codes(entry.int(), order.argsort(dim=0).float()).decode()
+        return Codes(ranks.int(), table.gather(0, order))
+
+    def _pieces(self, value: Tensor) -> list[Tensor]:
+        """Return, for every breakpoint, which elements lie beyond it."""
+        magnitude = value.detach().abs()
+        return [self.beyond(magnitude, edge) for edge in self.edges[1:-1]]
+
+    def _chosen(self, pieces: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """Return each element's own of `values`, which hold one a piece."""
+        chosen = values[0]
+        for beyond, value in zip(pieces, values[1:], strict=True):
+            chosen = torch.where(beyond, value, chosen)
+        return chosen
+
+    def _integers(self, value: Tensor, pieces: Sequence[Tensor], rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return each magnitude's integer within its piece."""
+        magnitude = torch.minimum(value.abs(), self.edges[-1])
+        scales = [
+            steps / torch.where(width > SMALLEST, width, 1.0)
+            for steps, width in zip(self.steps, self.width, strict=True)
+        ]
+        integers = rounding((magnitude - self._chosen(pieces, self.low)) * self._chosen(pieces, scales))
+        if not any(self.joint):
+            return integers
+        last = torch.full_like(value, self.last)
+        further = last + (value.detach() < 0) if self.joint[-1] else last  # two's complement has one more below
+        return torch.minimum(integers, self._chosen(pieces, [last, *([further] * len(pieces))]))
+
+    def _shares(self, pieces: Sequence[Tensor], integers: Tensor) -> Tensor:
+        """Return the integers as shares of their piece's width: 1 at its end, exactly."""
+        if len(set(self.steps)) == 1:
+            return integers / self.steps[0]
+        return integers / self._chosen(pieces, [integers.new_tensor(steps) for steps in self.steps])
+
+    def _table(self) -> tuple[Tensor, list[int]]:
+        """Return every value, piece by piece and in each from the most negative up, and where each zero stands."""
+        integers = torch.arange(self.last + 2, dtype=torch.float32, device=self.edges.device)
+        integers = integers.reshape(-1, *([1] * (self.edges.dim() - 1)))
+        parts, zeros = [], []
+        for joint, low, width, steps in zip(self.joint, self.low, self.width, self.steps, strict=True):
+            magnitudes = low + width * (integers / steps)
+            negative = magnitudes[1:] if joint else magnitudes[:-1] if self.signed else magnitudes[:0]
+            zeros.append(sum(map(len, parts)) + len(negative))
+            parts += [-negative.flip(0), magnitudes[:-1]]
+        return torch.cat(parts), zeros
+
+
+def _closed(edges: Tensor) -> Tensor:
+    """Return the edges as low + (high - low) gives them, so that a value at an end of a piece stays there."""
+    closed = [edges[0]]
+    for edge in edges[1:]:
+        closed.append(closed[-1] + (edge - closed[-1]))
+    return torch.stack(closed)

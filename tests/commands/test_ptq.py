@@ -1,0 +1,147 @@
+"""`qexp ptq` from its command line's configuration to its record, on the digits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qexp.commands import eval as evaluation
+from qexp.commands import ptq, train
+from qexp.config import Config, parse
+from qexp.errors import CheckpointError, ConfigError, DataError
+from qexp.lit.checkpoint import read_checkpoint
+from qexp.preflight import run_of
+
+from ..composing import compose, configured
+
+NETWORK = ("model=resnet20_v1", "model.depth=8", "model.width=4", "dataset=digits")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A small residual network with batch norms, trained on the digits; its run's folder."""
+    place = tmp_path_factory.mktemp("float")
+    words = ("quantizer=none", "epochs=6", f"output_dir={place}", "trainer.threads=1", "trainer.progress=false")
+    return Path(train.run(parse(compose(*NETWORK, *words, "trainer.compile=false")))["path"])
+
+
+@pytest.fixture
+def config(trained, tmp_path):
+    def make(*overrides: str) -> Config:
+        given = dict(override.split("=", 1) for override in (*NETWORK, *overrides))
+        names = [f"{key}={given[key]}" for key in ("quantizer",) if key in given]
+        words = (*NETWORK, f"model.weights={trained}", f"output_dir={tmp_path}", "trainer.threads=1",
+                 "calibration.samples=64", *overrides)  # fmt: skip
+        plain = compose(*words, command="ptq")
+        plain["names"] = configured(*names).names if names else {"quantizer": "uniform"}
+        plain["names"] |= {"model": "resnet8", "dataset": "digits"}
+        return parse(plain)
+
+    return make
+
+
+def rows_of(record: dict) -> list[dict[str, str]]:
+    with (Path(record["path"]) / ptq.LAYERS).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_from_a_float_run_to_a_record(config, trained, capsys):
+    record = ptq.run(config("quantizer=pwlq", "bits=w4a8", "calibration.bias_correction=channel"))
+    folder = Path(record["path"])
+    result = json.loads((folder / "result.json").read_text())
+    assert record["status"] == "done" and result["metrics"] == record["metrics"]
+    assert len(result["folded"]) == 7 and result["kept_batch_norms"] == []
+    baseline = json.loads((trained / "result.json").read_text())["test_accuracy"]
+    assert baseline - 0.1 < result["test_accuracy"] <= 1
+    assert "test accuracy" in capsys.readouterr().out
+    rows = rows_of(record)
+    weights = {row["layer"] for row in rows if row["name"] == "mse"}
+    assert len(weights) == 8 and "fc" in weights
+    kept = {row["name"] for row in rows if row["layer"] == "layer1.0.conv1"}
+    assert kept == {"mse", "p1", "m", "shift", "factor", "low", "high"}
+    again = ptq.run(config("quantizer=pwlq", "bits=w4a8", "calibration.bias_correction=channel"))
+    assert again["status"] == "skipped" and again["metrics"] == record["metrics"]
+
+
+@pytest.mark.parametrize("words", [["quantizer=uniform", "bits=4"], ["quantizer=pwlq_both", "bits=w3a4"]])
+def test_eval_loads_it_and_gives_the_same(config, words):
+    made = config(*words, "calibration.bias_correction=channel")
+    record = ptq.run(made)
+    plain = {**made.plain, "eval": {"run": record["path"], "split": "test"}}
+    plain["model"] = {**plain["model"], "weights": None}
+    assert evaluation.run(parse(plain))["matches"] is True
+
+
+def test_the_float_network_is_a_run_too_and_folding_changes_nothing(config, trained):
+    record = ptq.run(config("quantizer=none"))
+    assert record["metrics"]["test_accuracy"] == json.loads((trained / "result.json").read_text())["test_accuracy"]
+    assert "weight_mse" not in record["metrics"] and len(rows_of(record)) == 0
+
+
+def test_more_bits_breakpoints_and_correction_bring_the_weights_closer(config):
+    def error(*words: str) -> float:
+        return ptq.run(config(*words))["metrics"]["weight_mse"]
+
+    uniform = error("quantizer=uniform", "bits=w4a8")
+    assert error("quantizer=uniform", "bits=w6a8") < uniform / 4
+    one = error("quantizer=pwlq", "bits=w4a8")
+    two = error("quantizer=pwlq", "bits=w4a8", "quantizer.weight.breakpoints=2", "quantizer.weight.search=gauss")
+    assert two < one < uniform
+    assert error("quantizer=uniform", "bits=w4a8", "quantizer.weight.range=mse") < uniform
+    assert error("quantizer=uniform", "bits=w4a8", "quantizer.weight.scope=layer") > uniform
+
+
+def test_the_seed_draws_the_calibration_images(config):
+    first, same, other = (ptq.plan(config("bits=4", f"seed={seed}")).identity for seed in (0, 0, 1))
+    assert first == same
+    assert first["digests"]["calibration"] != other["digests"]["calibration"]
+    assert ptq.plan(config("bits=4", "calibration.samples=65")).identity["digests"] != first["digests"]
+
+
+def test_what_training_alone_uses_does_not_name_the_run(config):
+    name = ptq.plan(config("bits=4")).run_id
+    assert ptq.plan(config("bits=4", "epochs=7", "optimizer.lr=0.3", "batch_size=99")).run_id == name
+    assert ptq.plan(config("bits=4", "observer=minmax")).run_id != name
+    assert ptq.plan(config("bits=4", "calibration.fold=none")).run_id != name
+
+
+def test_dry_run_writes_nothing(config, tmp_path):
+    assert ptq.run(config("bits=4"), dry_run=True)["status"] == "start"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "text"),
+    [
+        (["model.weights=null"], ConfigError, "a random one is never quantized"),
+        (["model.weights=nowhere.pt"], CheckpointError, "there is no such file"),
+        (["calibration.samples=0"], ConfigError, "calibration.samples=0"),
+        (["calibration.samples=99999"], DataError, r"the training split has \d+; take at most as many"),
+        (["calibration.fold=maybe"], ConfigError, "calibration.fold=maybe"),
+        (["quantizer=pact"], ConfigError, "it replaces ReLUs"),
+        (["quantizer=pwlq", "quantizer.weight.breakpoints=2"], ConfigError, "is for one breakpoint"),
+        (["quantizer=pwlq", "bits=1"], ConfigError, "bits=1 is not supported"),
+    ],
+)  # fmt: skip
+def test_mistakes(config, words, kind, text):
+    with pytest.raises(kind, match=text):
+        ptq.run(config(*words))
+
+
+def test_weights_that_are_no_numbers_are_refused(config, trained, tmp_path):
+    content = read_checkpoint(trained / "last.ckpt")
+    state = {name.removeprefix("network."): value for name, value in content["state_dict"].items()}
+    state["fc.weight"][0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(CheckpointError, match=r"no finite numbers in fc\.weight"):
+        ptq.run(config("bits=4", f"model.weights={tmp_path / 'nan.pt'}"))
+
+
+def test_a_sweep_looks_before_it_starts(config):
+    assert run_of(config("bits=4")) == ptq.plan(config("bits=4")).run_id
+    with pytest.raises(ConfigError, match="bits=1 is not supported"):
+        run_of(config("quantizer=pwlq", "bits=1"))
