@@ -45,3 +45,30 @@ def squared_error_range(x: Tensor, kind: Kind, bits: int, low: Tensor, high: Ten
         better = found < least
         best, least = torch.where(better, share, best), torch.where(better, found, least)
     return low * best, high * best
+
+
+def least_squares_step(x: Tensor, lowest: int, highest: int, channels: bool) -> Tensor:
+    """Return the step whose multiples from `lowest` to `highest` come nearest to `x` in the sum of squares.
+
+    Of many starts, each improved in turn: the integers for a step, then the best step for these integers
+    (<x, q> / <q, q>), until the error falls no more.
+
+    Args:
+        x: weights (channels, ...).
+        lowest, highest: integers, of both signs.
+        channels: a step for each channel, shaped to broadcast; else one. All-zero weights get 0.
+    """
+    rows = x.float().flatten(1) if channels else x.float().reshape(1, -1)
+    largest = rows.abs().amax(1, keepdim=True) / max(-lowest, highest)
+    best, least = torch.zeros_like(largest), rows.square().sum(1, keepdim=True)
+    for index in range(CANDIDATES + 1):
+        step = largest * (1.2 - index / CANDIDATES)
+        for _ in range(3):
+            integers = (rows / torch.where(step > 0, step, 1.0)).round().clamp(lowest, highest)
+            power = integers.square().sum(1, keepdim=True)
+            step = (rows * integers).sum(1, keepdim=True) / power.clamp(min=1)
+            integers = (rows / torch.where(step > 0, step, 1.0)).round().clamp(lowest, highest)
+        error = (rows - integers * step).square().sum(1, keepdim=True)
+        better = error < least
+        best, least = torch.where(better, step, best), torch.where(better, error, least)
+    return best.reshape(-1, *([1] * (x.dim() - 1))) if channels else best.reshape(())

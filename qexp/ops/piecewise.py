@@ -77,6 +77,19 @@ class PiecewiseGrid:
         ranks = Codes(entry.int(), order.argsort(dim=0).float()).decode()
         return Codes(ranks.int(), table.gather(0, order))
 
+    def signed_integers(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return, for each piece, the integers of what lies in it and their signs, both 0 elsewhere; float64.
+
+        A value is sign * low + integer * width / steps of its piece: what the accumulators of hardware multiply.
+        """
+        value = x.detach().float() if self.signed else x.detach().float().clamp(min=0)
+        pieces = self._pieces(value)
+        integers = self._integers(value, pieces, torch.round).double()
+        sign = torch.where(value < 0, -1.0, 1.0).double()
+        number = torch.stack([torch.zeros_like(sign), *(beyond.double() for beyond in pieces)]).sum(0)
+        here = [(number == index).double() for index in range(len(self.low))]
+        return [(sign * integers * mask, sign * mask) for mask in here]
+
     def _pieces(self, value: Tensor) -> list[Tensor]:
         """Return, for every breakpoint, which elements lie beyond it."""
         magnitude = value.detach().abs()
@@ -113,11 +126,12 @@ class PiecewiseGrid:
         """Return every value, piece by piece and in each from the most negative up, and where each zero stands."""
         integers = torch.arange(self.last + 2, dtype=torch.float32, device=self.edges.device)
         integers = integers.reshape(-1, *([1] * (self.edges.dim() - 1)))
-        parts, zeros = [], []
+        parts: list[Tensor] = []
+        zeros: list[int] = []
         for joint, low, width, steps in zip(self.joint, self.low, self.width, self.steps, strict=True):
             magnitudes = low + width * (integers / steps)
             negative = magnitudes[1:] if joint else magnitudes[:-1] if self.signed else magnitudes[:0]
-            zeros.append(sum(map(len, parts)) + len(negative))
+            zeros.append(sum(part.shape[0] for part in parts) + negative.shape[0])
             parts += [-negative.flip(0), magnitudes[:-1]]
         return torch.cat(parts), zeros
 

@@ -7,6 +7,7 @@ Fang et al. 2020, "Post-Training Piecewise Linear Quantization for Deep Neural N
 from __future__ import annotations
 
 import math
+import zlib
 from typing import ClassVar, Literal
 
 import torch
@@ -142,7 +143,8 @@ class PWLQWeight(Quantizer):
     def _perturbed(self, edges: Tensor) -> Tensor:
         if not self.perturbation:
             return edges
-        generator = torch.Generator().manual_seed(self.seed)
+        layer = zlib.crc32(self.site.name.encode())
+        generator = torch.Generator().manual_seed(self.seed % 2**31 * 2**32 + layer)
         up = torch.rand(edges[1:-1].shape, generator=generator) < 0.5
         factor = torch.where(up, 1 + self.perturbation, 1 - self.perturbation).to(edges.device)
         moved = torch.minimum(edges[1:-1] * factor, edges[-1])

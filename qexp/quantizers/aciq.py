@@ -1,0 +1,156 @@
+"""ACIQ: weights on as many levels as each channel's range deserves, clipped where the distribution says.
+
+Banner et al. 2019, "Post training 4-bit quantization of convolutional networks for rapid-deployment", arXiv
+1810.05723: clipping from section 3, bit allocation from equation 11. Its clipped activations are `observer=aciq`,
+its bias correction is `calibration.bias_correction=channel`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.ops.aciq import gauss_clip, laplace_clip
+from qexp.ops.codes import Codes
+from qexp.ops.rounding import ste
+from qexp.ops.uniform import extremes, spread_axes
+from qexp.quantizers.base import Quantizer, Rounding, Site
+from qexp.quantizers.uniform import range_shape, refuse_no_numbers, refuse_other
+
+CLIPS = ("none", "laplace", "gauss")
+
+MOST_BITS = 8
+
+
+class ACIQWeight(Quantizer):
+    """Rounds weights to equal steps from the lower to the upper end of their range.
+
+    Args:
+        scope: one range per `layer` or per output `channel`.
+        clip: `none`, the range of the weights (what the paper's tables of weights are said to use); `laplace` or
+            `gauss`, symmetric about the mean where that density's expected error is least.
+        allocate: give each channel its own number of bits, 0 to 8, with `bits` as their mean (equation 11); needs
+            scope=channel.
+
+    Raises:
+        ConfigError: a value that is none of these.
+    """
+
+    low: Tensor
+    high: Tensor
+    steps: Tensor
+    """Of each channel: 2^bits - 1."""
+
+    supported_bits: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8, 32)
+
+    def __init__(
+        self,
+        bits: int,
+        site: Site,
+        rounding: Rounding = ste,
+        *,
+        scope: Literal["layer", "channel"] = "channel",
+        clip: Literal["none", "laplace", "gauss"] = "none",
+        allocate: bool = False,
+    ) -> None:
+        super().__init__(bits, site, rounding)
+        refuse_other("clip", clip, CLIPS)
+        if allocate and scope != "channel":
+            refuse_other("scope", scope, ("channel",))
+        self.scope, self.clip, self.allocate = scope, clip, allocate
+        shape = range_shape(scope, site)
+        self.register_buffer("low", torch.zeros(shape))
+        self.register_buffer("high", torch.zeros(shape))
+        self.register_buffer("steps", torch.full(shape, 2.0 ** min(bits, MOST_BITS) - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rounded weights; until they were fitted, over the range that they have now."""
+        if self.bits == 32:
+            return x
+        low, step, steps = self._grid(x)
+        return (self._integers(x, low, step, steps, self.rounding) * step + low).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Codes:
+        """Return which of its channel's levels each weight takes; a channel with fewer repeats its last one."""
+        self.require_steps(None if self.bits == 32 else self.bits)
+        low, step, steps = self._grid(x)
+        every = torch.arange(int(steps.max()) + 1, dtype=torch.float32, device=x.device)
+        every = torch.minimum(every.reshape(-1, *([1] * steps.dim())), steps)
+        return Codes(self._integers(x.detach(), low, step, steps, torch.round).int(), every * step + low)
+
+    @torch.no_grad()
+    def fit_weights(self, weight: Tensor) -> None:
+        """Keep range and number of levels."""
+        refuse_no_numbers(self.site, weight)
+        low, high = self._range(weight)
+        if self.allocate and self.bits < 32:
+            self.steps.copy_(2.0 ** allocated_bits((high - low) / 2, self.bits) - 1)
+        self.low.copy_(low)
+        self.high.copy_(high)
+
+    def fitted(self) -> dict[str, Tensor]:
+        """Return the ends of the range and the bits of each channel."""
+        return {"low": self.low, "high": self.high, "bits": torch.log2(self.steps + 1)}
+
+    def _grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (lowest level, step, steps); without a step the one level is the middle."""
+        low, high = self._range(x.detach())
+        kept = (self.low != 0) | (self.high != 0)
+        low, high = torch.where(kept, self.low, low), torch.where(kept, self.high, high)
+        alone = self.steps == 0
+        step = torch.where(alone, 0.0, (high - low) / torch.where(alone, 1.0, self.steps))
+        return torch.where(alone, (low + high) / 2, low), step, self.steps
+
+    def _integers(self, x: Tensor, low: Tensor, step: Tensor, steps: Tensor, rounding: Rounding) -> Tensor:
+        places = rounding((x.float() - low) / torch.where(step > 0, step, 1.0))
+        return torch.minimum(places.clamp(min=0), steps)
+
+    @torch.no_grad()
+    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channels = self.scope == "channel"
+        low, high = extremes(x, channels)
+        if self.clip == "none" or self.bits == 32:
+            return low, high
+        axes = spread_axes(x, channels)
+        mean = _over(x.float(), axes, channels)
+        if self.clip == "laplace":
+            reach = laplace_clip(self.bits) * _over((x.float() - mean).abs(), axes, channels)
+        else:
+            reach = gauss_clip(self.bits) * _over((x.float() - mean).square(), axes, channels).sqrt()
+        return torch.maximum(low, mean - reach), torch.minimum(high, mean + reach)
+
+
+def _over(x: Tensor, axes: tuple[int, ...], channels: bool) -> Tensor:
+    return x.mean(dim=axes, keepdim=True) if channels and axes else x if channels else x.mean()
+
+
+def allocated_bits(reach: Tensor, bits: int) -> Tensor:
+    """Return each channel's bits: round(log2(a_i^(2/3) / sum a^(2/3) * B)), between 0 and 8 (equation 11).
+
+    B, in the paper channels * 2^bits bins in all, is moved until the mean is `bits` as nearly as whole numbers
+    allow, since rounding and the limits shift it.
+
+    Args:
+        reach: (channels, ...), half of each channel's range, at least 0.
+        bits: the mean, 1 to 8.
+
+    >>> allocated_bits(torch.tensor([0.1, 0.8, 1.0, 8.0]), 4).tolist()
+    [2.0, 4.0, 4.0, 6.0]
+    """
+    if not bool((reach > 0).any()):
+        return torch.full_like(reach, float(bits))
+    shares = torch.log2(reach.double()) * (2 / 3)
+
+    def given(offset: float) -> Tensor:
+        return (shares + offset).round().clamp(0, MOST_BITS)
+
+    finite = shares[shares.isfinite()]
+    low, high = float(-finite.max()) - 1, float(MOST_BITS - finite.min()) + 1
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(given(middle).mean()) < bits else (low, middle)
+    above, below = given(high), given(low)
+    nearer = abs(float(below.mean()) - bits) < abs(float(above.mean()) - bits)
+    return (below if nearer else above).to(reach.dtype)

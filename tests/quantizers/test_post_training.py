@@ -1,0 +1,176 @@
+"""Uniform, OMSE, ACIQ and PWLQ weights: each against a plain search or its equation, and what fitting keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from qexp.errors import ConfigError
+from qexp.ops.aciq import gauss_clip, laplace_clip
+from qexp.quantizers.aciq import ACIQWeight, allocated_bits
+from qexp.quantizers.base import Observed, Site
+from qexp.quantizers.omse import OMSEWeight
+from qexp.quantizers.pwlq import PWLQActivation, PWLQWeight
+from qexp.quantizers.uniform import UniformActivation, UniformWeight
+
+
+def weights(channels: int = 6, count: int = 400) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-2, 0.5, channels).reshape(-1, 1)
+    return scales * torch.randn(channels, count, generator=generator) + 0.1 * scales
+
+
+def site(x: Tensor) -> Site:
+    return Site("fc", "weight", tuple(x.shape))
+
+
+def error(quantizer, x: Tensor) -> Tensor:
+    quantizer.fit_weights(x)
+    return (quantizer(x) - x).square().mean(1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_omse_is_the_best_of_all_scales(bits):
+    x = weights()
+    found = error(OMSEWeight(bits, site(x)), x)
+    half = 2 ** (bits - 1)
+    for row, least in zip(x, found, strict=True):
+        steps = torch.linspace(0.01, 1.3, 2000).reshape(-1, 1) * row.abs().max() / (half - 1)
+        brute = ((row / steps).round().clamp(-half, half - 1) * steps - row).square().mean(1).min()
+        assert float(least) <= float(brute) * 1.0005
+    assert (found <= error(UniformWeight(bits, site(x), range="mse"), x) * 1.0005).all()
+
+
+def test_omse_per_layer_has_one_scale():
+    x = weights()
+    quantizer = OMSEWeight(4, site(x), scope="layer")
+    quantizer.fit_weights(x)
+    assert quantizer.step.shape == () and quantizer.step > 0
+
+
+@pytest.mark.parametrize("grid", ["full", "restricted", "asymmetric"])
+def test_clipping_by_squared_error_is_never_worse_and_a_percentile_cuts_its_share(grid):
+    x = weights()
+    x[2, 0] = 1.0  # an outlier at ten deviations
+    plain, clipped = (error(UniformWeight(4, site(x), grid=grid, range=kind), x) for kind in ("minmax", "mse"))
+    assert (clipped <= plain).all() and clipped[2] < 0.9 * plain[2]
+    quantizer = UniformWeight(4, site(x), grid=grid, range="percentile", gamma=0.05)
+    quantizer.fit_weights(x)
+    outside = ((x < quantizer.low) | (x > quantizer.high)).float().mean(1)
+    assert outside.tolist() == pytest.approx([0.1] * len(x), abs=1 / 200)
+
+
+@pytest.mark.parametrize(("clip", "level"), [("laplace", laplace_clip), ("gauss", gauss_clip)])
+def test_aciq_clips_about_the_mean(clip, level):
+    x = weights()
+    quantizer = ACIQWeight(4, site(x), clip=clip)
+    quantizer.fit_weights(x)
+    mean = x.mean(1, keepdim=True)
+    scale = (x - mean).abs().mean(1, keepdim=True) if clip == "laplace" else x.std(1, correction=0, keepdim=True)
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    torch.testing.assert_close(quantizer.high, torch.minimum(mean + level(4) * scale, high))
+    torch.testing.assert_close(quantizer.low, torch.maximum(mean - level(4) * scale, low))
+
+
+def test_equation_11_and_its_mean():
+    reach = torch.rand(64, generator=torch.Generator().manual_seed(0)) * 3 + 0.05
+    for bits in (2, 3, 4, 6):
+        given = allocated_bits(reach, bits)
+        assert given.min() >= 0 and given.max() <= 8
+        assert abs(float(given.mean()) - bits) <= 1 / 32
+        order = reach.argsort()
+        assert (given[order].diff() >= 0).all(), "a wider range never gets fewer bits"
+    wide, narrow = allocated_bits(torch.tensor([8.0, 1.0]), 4).tolist()
+    assert wide - narrow == 2, "eight times the range: log2(8^(2/3))"
+
+
+def test_allocation_lowers_the_error_at_the_same_mean():
+    x = weights(32)
+    plain, allocated = (ACIQWeight(4, site(x), allocate=choice) for choice in (False, True))
+    assert error(allocated, x).mean() < error(plain, x).mean()
+    assert float(allocated.fitted()["bits"].mean()) == pytest.approx(4, abs=1 / 16)
+    assert torch.equal(allocated.codes(x).decode(), allocated(x))
+    per_channel = torch.tensor([len(row.unique()) for row in allocated(x)])
+    assert (per_channel <= 2 ** allocated.fitted()["bits"].flatten()).all()
+
+
+def test_a_channel_without_bits_is_its_middle():
+    x = torch.tensor([[1e-9, 3e-9, 2e-9], [8.0, -8.0, 1.0]])
+    quantizer = ACIQWeight(1, site(x), allocate=True)
+    quantizer.fit_weights(x)
+    assert quantizer.fitted()["bits"].flatten().tolist() == [0, 2]
+    assert quantizer(x)[0].tolist() == pytest.approx([2e-9] * 3)
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+def test_pwlq_searches_agree_on_gaussian_weights_and_the_grid_is_never_worse(variant):
+    x = torch.randn(8, 4000, generator=torch.Generator().manual_seed(0))
+    made = {search: PWLQWeight(4, site(x), search=search, variant=variant)
+            for search in ("gauss_fit", "gauss", "laplace_fit", "laplace", "grid")}  # fmt: skip
+    errors = {search: error(quantizer, x).mean() for search, quantizer in made.items()}
+    assert all(errors["grid"] <= each * 1.002 for each in errors.values())
+    assert errors["gauss"] == pytest.approx(float(errors["gauss_fit"]), rel=0.01)
+    assert errors["gauss"] < 1.02 * errors["grid"], "the assumption holds here"
+
+
+def test_pwlq_edges_are_kept_and_reported():
+    x = weights()
+    quantizer = PWLQWeight(4, site(x), breakpoints=2, search="gauss")
+    quantizer.fit_weights(x)
+    kept = quantizer.fitted()
+    assert list(kept) == ["p1", "p2", "m"]
+    torch.testing.assert_close(kept["m"], x.abs().amax(1))
+    once = quantizer(x)
+    assert torch.equal(quantizer(once), once), "held, nothing moves twice"
+    assert quantizer.stored_bits == 6 and PWLQWeight(4, site(x)).stored_bits == 5
+
+
+def test_a_perturbed_breakpoint_moves_by_its_share():
+    x = weights(64)
+    plain, moved = (PWLQWeight(4, site(x), perturbation=share, seed=3) for share in (0.0, 0.1))
+    for quantizer in (plain, moved):
+        quantizer.fit_weights(x)
+    ratio = moved.fitted()["p1"] / plain.fitted()["p1"]
+    assert set(ratio.mul(100).round().tolist()) == {90.0, 110.0}
+    other = PWLQWeight(4, Site("other", "weight", tuple(x.shape)), perturbation=0.1, seed=3)
+    other.fit_weights(x)
+    assert not torch.equal(other.fitted()["p1"], moved.fitted()["p1"]), "each layer draws its own"
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_activations_follow_what_was_seen(signed):
+    where = Site("fc.input", "input", (8,), signed=signed)
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 2
+    x = x if signed else x.relu()
+    seen = Observed(x.min(), x.max(), x.mean(), x.std())
+    for quantizer in (UniformActivation(4, where), PWLQActivation(4, where)):
+        quantizer.fit_activations(seen)
+        y = quantizer(x)
+        assert torch.equal(quantizer.codes(x).decode(), y)
+        assert quantizer(10 * x).abs().max() <= x.abs().max() * 1.08, "beyond the range it is clipped"
+        assert len(y.unique()) <= 2**quantizer.stored_bits
+    uniform, piecewise = (made(4, where) for made in (UniformActivation, PWLQActivation))
+    for quantizer in (uniform, piecewise):
+        quantizer.fit_activations(seen)
+    assert (piecewise(x) - x).square().mean() < (uniform(x) - x).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda x: UniformWeight(4, site(x), grid="round"), "grid=round"),
+        (lambda x: UniformWeight(4, site(x), range="best"), "range=best"),
+        (lambda x: UniformWeight(4, site(x), scope="element"), "scope=element"),
+        (lambda x: UniformWeight(4, site(x), gamma=0.5), "gamma=0.5"),
+        (lambda x: ACIQWeight(4, site(x), scope="layer", allocate=True), "scope=layer"),
+        (lambda x: PWLQWeight(4, site(x), breakpoints=4), "breakpoints=4"),
+        (lambda x: PWLQWeight(4, site(x), breakpoints=2, search="grid"), "search=grid is for one breakpoint"),
+        (lambda x: PWLQWeight(4, site(x), breakpoints=2, search="gauss", overlap=True), "overlap=true"),
+        (lambda x: PWLQWeight(4, site(x), perturbation=1.0), "perturbation=1.0"),
+        (lambda x: PWLQActivation(4, site(x), search="grid"), "search=grid"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(make, text):
+    with pytest.raises(ConfigError, match=text):
+        make(weights())
