@@ -56,6 +56,14 @@ class QuantLinear(nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
+def float_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """Return what a Conv2d or a Linear makes of `x` with other weights than its own."""
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(x, weight, layer.bias)
+    assert isinstance(layer, nn.Linear)
+    return F.linear(x, weight, layer.bias)
+
+
 QUANTIZED_LAYERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] = {
     nn.Conv2d: QuantConv2d,
     nn.Linear: QuantLinear,

@@ -14,6 +14,7 @@ from qexp.calibration.moments import Moments
 from qexp.calibration.observers import Observer
 from qexp.errors import ConfigError, DataError
 from qexp.plan import LayerPlan, Plan
+from qexp.quantizers.adaround import AdaRoundWeight
 from qexp.quantizers.base import Observed, Quantizer, Site
 from qexp.quantizers.corrected import CorrectedWeight
 from qexp.quantizers.image import ImageGrid
@@ -41,24 +42,45 @@ class Fitted:
 
 
 def correct_weights(plan: Plan, correction: Correction) -> None:
-    """Put bias correction behind every weight quantizer of `plan`, before anything is fitted; or do nothing."""
+    """Put bias correction behind every weight quantizer of `plan`, before anything is fitted; or do nothing.
+
+    Raises:
+        ConfigError: a method that learns its roundings from the layer's output, which holds the bias already.
+    """
     if correction == "none":
         return
     for layer in plan.layers:
-        if layer.weight is not None and layer.weight.bits < 32:
-            layer.weight = CorrectedWeight(layer.weight)
+        if layer.weight is None or layer.weight.bits == 32:
+            continue
+        if isinstance(layer.weight, AdaRoundWeight):
+            raise ConfigError(
+                f"calibration.bias_correction={correction}: {layer.name} learns its roundings from its output,"
+                " nothing is left to correct; take calibration.bias_correction=none."
+            )
+        layer.weight = CorrectedWeight(layer.weight)
 
 
 @torch.no_grad()
-def fit_weights(model: nn.Module, plan: Plan) -> Iterator[Fitted]:
-    """Fit every weight quantizer of `plan` to the weights of `model`, and yield what it kept and its error."""
+def fit_weights(model: nn.Module, plan: Plan) -> None:
+    """Fit every weight quantizer of `plan` to the weights of `model`.
+
+    Raises:
+        ConfigError: a method for training, or weights that hold no numbers.
+    """
     for layer in plan.layers:
-        if layer.weight is None:
-            continue
-        weight = _tensor(model, layer)
-        layer.weight.to(weight.device).fit_weights(weight)
-        error = float((layer.weight(weight) - weight).double().square().mean())
-        yield Fitted(layer.name, "weight", layer.weight.bits, layer.weight.fitted(), error, weight.numel())
+        if layer.weight is not None:
+            weight = _tensor(model, layer)
+            layer.weight.to(weight.device).fit_weights(weight)
+
+
+@torch.no_grad()
+def fitted_weights(model: nn.Module, plan: Plan) -> Iterator[Fitted]:
+    """Yield what every weight quantizer of `plan` kept, and its error on the weights of `model`."""
+    for layer in plan.layers:
+        if layer.weight is not None:
+            weight = _tensor(model, layer)
+            error = float((layer.weight(weight) - weight).double().square().mean())
+            yield Fitted(layer.name, "weight", layer.weight.bits, layer.weight.fitted(), error, weight.numel())
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         parameters=parameters,
         macs=macs,
         bit_operations=bit_operations(macs, layer.weight_bits, layer.activation_bits),
-        weight_bytes=packed_bytes(parameters, layer.weight_bits),
+        weight_bytes=packed_bytes(parameters, 32 if layer.weight is None else layer.weight.stored_bits),
         note=layer.note,
     )
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from qexp.build import build
-from qexp.calibration.fit import Fitted, correct_weights, fit_activations, fit_weights
+from qexp.calibration.fit import Fitted, correct_weights, fit_activations, fit_weights, fitted_weights
 from qexp.calibration.folding import Folding, fold_batch_norm
 from qexp.calibration.observers import Observer
+from qexp.calibration.reconstruction import learn_roundings
 from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
@@ -60,11 +61,20 @@ class AfterTraining:
         """The folded float network."""
         return self.folding.model
 
-    def fit(self, batches: Iterable[Any], observer: Callable[[int, Site], Observer]) -> list[Fitted]:
-        """Fit every quantizer; as `calibration.fit`'s functions."""
+    def fit(self, batches: Iterable[Any], observer: Callable[[int, Site], Observer], seed: int) -> list[Fitted]:
+        """Fit every quantizer: inputs, weights, roundings that are learned; return what each kept.
+
+        Args:
+            batches: of (images, labels), the same ones each time they are asked for.
+            observer: as `calibration.fit.fit_activations` has it.
+            seed: of what is learned.
+        """
         if self.plan is None:
             return []
-        return [*fit_activations(self.model, self.plan, batches, observer), *fit_weights(self.model, self.plan)]
+        inputs = list(fit_activations(self.model, self.plan, batches, observer))
+        fit_weights(self.model, self.plan)
+        learn_roundings(self.model, self.plan, batches, seed)
+        return [*inputs, *fitted_weights(self.model, self.plan)]
 
     def quantized(self) -> nn.Module:
         """Return the network with the quantizers in place, in evaluation mode."""

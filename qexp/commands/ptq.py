@@ -99,7 +99,9 @@ def _quantize(planned: Planned, network: Any) -> None:
     began = time.monotonic()
     device, channels_last = move(network.model, planned.source, config)
     batches = _calibration_batches(config, planned.source, device, channels_last=channels_last)
-    found = network.fit(batches, lambda bits, site: build(config.observer or {}, bits=bits, site=site))
+    found = network.fit(
+        batches, lambda bits, site: build(config.observer or {}, bits=bits, site=site), config.seed
+    )
     seconds = time.monotonic() - began
     atomic_write(planned.run.path / LAYERS, _table(found))
     quantized = network.quantized()

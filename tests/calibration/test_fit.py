@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.calibration.fit import correct_weights, fit_activations, fit_weights
+from qexp.calibration.fit import correct_weights, fit_activations, fit_weights, fitted_weights
 from qexp.calibration.observers import MinMax
 from qexp.errors import ConfigError, DataError
 from qexp.plan import Plan, make_plan
@@ -59,7 +59,8 @@ def test_each_input_gets_the_range_that_came_by():
 def test_weights_keep_the_range_they_were_fitted_to():
     model = network()
     plan = planned(model)
-    errors = {each.layer: each for each in fit_weights(model, plan)}
+    fit_weights(model, plan)
+    errors = {each.layer: each for each in fitted_weights(model, plan)}
     assert errors.keys() == {"0", "2", "4"}
     layer = next(layer for layer in plan.layers if layer.name == "2")
     weight = model[2].weight.detach()
@@ -97,7 +98,7 @@ def test_corrected_weights_are_closer_in_the_mean_of_the_layers_output():
     for correct in ("none", "channel"):
         plan = planned(copy.deepcopy(model), bits=2)
         correct_weights(plan, correct)
-        list(fit_weights(model, plan))
+        fit_weights(model, plan)
         quantizer = plan.layers[0].weight
         assert isinstance(quantizer, CorrectedWeight) is (correct == "channel")
         weight = quantizer(model[0].weight).detach()
@@ -114,7 +115,7 @@ def test_methods_for_training_are_refused():
         list(fit_activations(model, relus, batches(), MinMax))
     learned = planned(model, Method("dorefa", DoReFaWeight, UniformActivation, "input"))
     with pytest.raises(ConfigError, match=r"0: DoReFaWeight is a method for training"):
-        list(fit_weights(model, learned))
+        fit_weights(model, learned)
 
 
 def test_nothing_to_observe_and_no_numbers_are_said():
@@ -125,7 +126,7 @@ def test_nothing_to_observe_and_no_numbers_are_said():
         list(fit_activations(model, planned(model), [(torch.full((1, *SHAPE), torch.nan), None)], MinMax))
     model[2].weight.data[0, 0, 0, 0] = torch.inf
     with pytest.raises(ConfigError, match="no finite numbers"):
-        list(fit_weights(model, planned(model)))
+        fit_weights(model, planned(model))
 
 
 @pytest.mark.parametrize("scope", ["layer", "channel"])

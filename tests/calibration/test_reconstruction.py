@@ -1,0 +1,123 @@
+"""Learned rounding: against every choice there is, and in a network against the nearest."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.calibration.fit import correct_weights, fit_activations, fit_weights
+from qexp.calibration.observers import MinMax
+from qexp.calibration.reconstruction import learn_roundings, search
+from qexp.convert import quantize_model
+from qexp.errors import ConfigError
+from qexp.ops.soft_rounding import annealed, inverse, rectified_sigmoid, rounding_penalty
+from qexp.plan import make_plan
+from qexp.quantizers.adaround import AdaRoundWeight
+from qexp.quantizers.base import Site
+from qexp.quantizers.uniform import UniformActivation
+from qexp.scheme import Method, Scheme, Widths
+
+SHAPE = (3, 8, 8)
+
+
+def correlated(samples: int, features: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(features, features, generator=generator) + 1.0
+    return torch.randn(samples, features, generator=generator) @ mixing
+
+
+def test_the_relaxation():
+    v = torch.linspace(-6, 6, 25)
+    h = rectified_sigmoid(v)
+    assert h.min() == 0 and h.max() == 1 and (h.diff() >= 0).all()
+    inside = (h > 0) & (h < 1)
+    torch.testing.assert_close(inverse(h[inside]), v[inside])
+    assert rounding_penalty(torch.tensor([0.0, 1.0]), 2.0) == 0 and rounding_penalty(torch.tensor([0.5]), 2.0) == 1
+    betas = [annealed(index / 10) for index in range(11)]
+    assert betas == sorted(betas, reverse=True) and (betas[0], betas[-1]) == (20.0, 2.0)
+
+
+def test_it_comes_near_the_best_of_all_choices():
+    inputs, layer = correlated(256, 8), nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(1, 8, generator=torch.Generator().manual_seed(2)))
+    weight, targets = layer.weight.detach(), layer(inputs).detach()
+    quantizer = AdaRoundWeight(3, Site("fc", "weight", (1, 8)), iterations=600)
+    quantizer.fit_weights(weight)
+
+    def error(rounded: torch.Tensor) -> float:
+        return float((inputs @ rounded.T - targets).square().mean())
+
+    nearest = error(quantizer(weight))
+    floor = (weight / quantizer.step).floor()
+    every = [
+        error((floor + torch.tensor([ups], dtype=torch.float32)).clamp(*quantizer.limits) * quantizer.step)
+        for ups in itertools.product((0, 1), repeat=8)
+    ]
+    search(quantizer, layer, inputs, targets, lambda x: x, torch.Generator().manual_seed(0))
+    found = error(quantizer(weight))
+    assert min(every) <= found + 1e-6 and found < 0.7 * nearest
+    assert sorted(every).index(pytest.approx(found, rel=1e-4)) < 10, "among the ten best of 256"
+    off = (quantizer(weight) / quantizer.step - weight / quantizer.step).abs()
+    assert (off[weight.abs() < quantizer.step * 3] < 1 + 1e-5).all(), "up or down, never further"
+    assert torch.equal(quantizer.codes(weight).decode(), quantizer(weight))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(128, 10)]
+    return nn.Sequential(*layers).eval()
+
+
+def quantized(iterations: int) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """Return the float network, the quantized one, and the images that were shown."""
+    model = network()
+    method = Method(
+        "adaround", lambda **given: AdaRoundWeight(**given, iterations=iterations), UniformActivation, "input"
+    )
+    widths = Widths(3, 8)
+    plan = make_plan(model, Scheme(method, widths, widths, widths, input_range=((-4.0,) * 3, (4.0,) * 3)), SHAPE)
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(1, *SHAPE, generator=generator)
+    batches = [(base + 0.5 * torch.randn(16, *SHAPE, generator=generator), None) for _ in range(4)]
+    before = copy.deepcopy(model.state_dict())
+    list(fit_activations(model, plan, batches, MinMax))
+    fit_weights(model, plan)
+    learn_roundings(model, plan, batches, seed=0)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    reference = copy.deepcopy(model)
+    return reference, quantize_model(plan).eval(), torch.cat([images for images, _ in batches])
+
+
+def test_a_network_keeps_its_output_better_than_with_the_nearest():
+    errors = []
+    for iterations in (0, 200):
+        reference, made, images = quantized(iterations)
+        with torch.no_grad():
+            errors.append(float((made(images) - reference(images)).square().mean()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_the_same_seed_gives_the_same_roundings():
+    first, second = (quantized(30)[1].state_dict() for _ in range(2))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def test_bias_correction_beside_it_is_refused():
+    method = Method("adaround", AdaRoundWeight, None, "input")
+    plan = make_plan(network(), Scheme(method, *[Widths(4, 32)] * 3), SHAPE)
+    with pytest.raises(ConfigError, match=r"0 learns its roundings from .*bias_correction=none"):
+        correct_weights(plan, "channel")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"iterations": -1}, {"samples": 0}, {"learning_rate": 0.0}, {"penalty": -1.0}, {"warmup": 1.0}]
+)
+def test_what_has_no_meaning_is_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        AdaRoundWeight(4, Site("fc", "weight", (2, 3)), **wrong)
