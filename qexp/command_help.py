@@ -78,7 +78,8 @@ _OWN_KEYS = {
         "calibration.samples": "training images that activations are observed on",
         "seed": "draws them",
         "calibration.fold": "batch norms: auto, strict (refuse what cannot be folded), none",
-        "calibration.bias_correction": "none, or channel",
+        "calibration.equalize": "true: rescale the channels between two layers (null: as the method)",
+        "calibration.bias_correction": "none, channel, analytic, empirical (null: as the method)",
         "quantizer.weight.scope": "ranges per layer, or per channel",
     },
     "explain": {

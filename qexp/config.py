@@ -117,6 +117,12 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
             if "scope" in target:
                 Reader(target, f"{path}.{key}", errors).choice("scope", SCOPES)
     reader.choice("placement", PLACEMENTS)
+    for key, known in (
+        ("equalize", (True, False)),
+        ("bias_correction", ("none", "channel", "analytic", "empirical")),
+    ):
+        if key in reader.node:
+            reader.choice(key, known)
     reader.get("first_last", None, lambda value: end_bits(value, (32, 32)), "a width (1 to 8, or 32), or same")
     return dict(reader.node)
 
@@ -215,7 +221,8 @@ def _calibration(node: object, errors: list[str]) -> Calibration:
         samples=reader.integer("samples", 1),
         batch_size=reader.integer("batch_size", 1),
         fold=reader.choice("fold", ("auto", "strict", "none")),
-        bias_correction=reader.choice("bias_correction", ("none", "channel")),
+        equalize=reader.choice("equalize", (None, True, False)),
+        bias_correction=reader.choice("bias_correction", (None, "none", "channel", "analytic", "empirical")),
     )
 
 

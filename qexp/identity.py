@@ -77,7 +77,8 @@ def _calibration(config: Config) -> dict[str, Any]:
     settings = dataclasses.asdict(config.calibration)  # type: ignore[arg-type]
     if not list(_targets(config)):
         return {"fold": settings["fold"]}
-    return {**settings, "observer": config.observer}
+    decided = {"equalize": config.equalize, "bias_correction": config.bias_correction}
+    return {**settings, **decided, "observer": config.observer}
 
 
 def _quantization(config: Config) -> dict[str, Any] | None:

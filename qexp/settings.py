@@ -94,7 +94,8 @@ class Calibration:
     samples: int = 512
     batch_size: int = 4
     fold: Literal["auto", "strict", "none"] = "auto"
-    bias_correction: Literal["none", "channel"] = "none"
+    equalize: bool | None = None
+    bias_correction: Literal["none", "channel", "analytic", "empirical"] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,18 @@ class Config:
     def last_bits(self) -> tuple[int, int]:
         """Widths (weights, input) of the last layer: its own, else `first_last`, which may be the method's."""
         return self.bits.last or self._end_bits()
+
+    @property
+    def equalize(self) -> bool:
+        """Whether neighbouring layers are equalized after training: as typed, else as the method has it."""
+        typed = self.calibration.equalize if self.calibration else None
+        return bool(self.quantizer.get("equalize", False)) if typed is None else typed
+
+    @property
+    def bias_correction(self) -> Literal["none", "channel", "analytic", "empirical"]:
+        """The correction after training: as typed, else as the method has it, else none."""
+        typed = self.calibration.bias_correction if self.calibration else None
+        return typed or self.quantizer.get("bias_correction") or "none"
 
     def _end_bits(self) -> tuple[int, int]:
         inner = (self.bits.weight, self.bits.activation)

@@ -19,10 +19,6 @@ from qexp.quantizers.base import Observed, Quantizer, Site
 from qexp.quantizers.corrected import CorrectedWeight
 from qexp.quantizers.image import ImageGrid
 
-Correction = Literal["none", "channel"]
-
-CORRECTIONS = ("none", "channel")
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -41,8 +37,8 @@ class Fitted:
     count: int = 0
 
 
-def correct_weights(plan: Plan, correction: Correction) -> None:
-    """Put bias correction behind every weight quantizer of `plan`, before anything is fitted; or do nothing.
+def correct_weights(plan: Plan, correction: str) -> None:
+    """With `channel` put bias correction behind every weight quantizer of `plan`, before anything is fitted.
 
     Raises:
         ConfigError: a method that learns its roundings from the layer's output, which holds the bias already.
@@ -57,7 +53,8 @@ def correct_weights(plan: Plan, correction: Correction) -> None:
                 f"calibration.bias_correction={correction}: {layer.name} learns its roundings from its output,"
                 " nothing is left to correct; take calibration.bias_correction=none."
             )
-        layer.weight = CorrectedWeight(layer.weight)
+        if correction == "channel":
+            layer.weight = CorrectedWeight(layer.weight)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class Folding:
             deviation (|gamma|) of each output channel (C), as training left them, for methods without data.
     """
 
-    model: nn.Module
+    model: fx.GraphModule
     folded: tuple[tuple[str, str], ...]
     kept: tuple[tuple[str, str], ...]
     statistics: dict[str, tuple[Tensor, Tensor]]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qexp.build import build
+from qexp.calibration.bias import correct_biases, expected_inputs, give_biases, measured_inputs
+from qexp.calibration.equalization import Equalized, equalize
 from qexp.calibration.fit import Fitted, correct_weights, fit_activations, fit_weights, fitted_weights
 from qexp.calibration.folding import Folding, fold_batch_norm
 from qexp.calibration.observers import Observer
@@ -55,9 +57,13 @@ class AfterTraining:
 
     folding: Folding
     plan: Plan | None
+    correction: str = "none"
+    equalized: Equalized | None = None
+    uncorrected: tuple[str, ...] = ()
+    """Layers without the statistics that analytic bias correction needs."""
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> fx.GraphModule:
         """The folded float network."""
         return self.folding.model
 
@@ -74,7 +80,13 @@ class AfterTraining:
         inputs = list(fit_activations(self.model, self.plan, batches, observer))
         fit_weights(self.model, self.plan)
         learn_roundings(self.model, self.plan, batches, seed)
-        return [*inputs, *fitted_weights(self.model, self.plan)]
+        found = list(fitted_weights(self.model, self.plan))
+        if self.correction == "analytic":
+            means = expected_inputs(self.model, self.folding.statistics)
+            self.uncorrected = correct_biases(self.model, self.plan, means)
+        elif self.correction == "empirical":
+            correct_biases(self.model, self.plan, measured_inputs(self.model, self.plan, batches))
+        return [*inputs, *found]
 
     def quantized(self) -> nn.Module:
         """Return the network with the quantizers in place, in evaluation mode."""
@@ -92,9 +104,15 @@ def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
     folding = fold_batch_norm(build_float(config, source).eval(), settings.fold)
     if not config.quantized and not any(setting.method for setting in config.layers):
         return AfterTraining(folding, None)
+    equalized = equalize(folding) if config.equalize else None
+    folding = folding if equalized is None else equalized.folding
     plan = make_plan(folding.model, scheme(config, source), source.shape)
-    correct_weights(plan, settings.bias_correction)
-    return AfterTraining(folding, plan)
+    correct_weights(plan, config.bias_correction)
+    if config.bias_correction in ("analytic", "empirical"):
+        give_biases(folding.model, plan)
+    for quantizer in plan.quantizers():
+        quantizer.eval()  # as the network is: what was fitted is used as it is
+    return AfterTraining(folding, plan, config.bias_correction, equalized)
 
 
 def scheme(config: Config, source: DataSource) -> Scheme:

@@ -123,6 +123,9 @@ def _quantize(planned: Planned, network: Any) -> None:
             "budget": {"name": config.budget.name},
             "folded": [list(pair) for pair in network.folding.folded],
             "kept_batch_norms": [list(pair) for pair in network.folding.kept],
+            "equalized": [list(pair) for pair in network.equalized.pairs] if network.equalized else [],
+            "unclipped": list(network.equalized.unclipped) if network.equalized else [],
+            "uncorrected": list(network.uncorrected),
             "warnings": planned.run.read_warnings(),
         }
     )
@@ -157,5 +160,7 @@ def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: flo
         names = ", ".join(name for name, _ in network.folding.kept[:3])
         more = f" and {len(network.folding.kept) - 3} more" if len(network.folding.kept) > 3 else ""
         print(f"not folded    {names}{more} (float, per channel; result.json says why)")
+    if network.uncorrected:
+        print(f"not corrected {', '.join(network.uncorrected[:3])} ... {len(network.uncorrected)} layers in all")
     print(f"run           {planned.run.path}")
     print(f"layers        {planned.run.path / LAYERS}", flush=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 Shape = Literal["gauss", "laplace"]
 
-HALVINGS = 60
-"""Of an interval, to the last digits of float64."""
+COARSE, FINE = 20, 55
+"""Halvings of an interval: while the others still move, and to the last digits of float64."""
 
 SWEEPS = 200
 """At most, of one breakpoint after the other, each to its optimum between its neighbours."""
@@ -111,21 +111,25 @@ def optimal_edges(m: Tensor, breakpoints: int, shape: Shape) -> Tensor:
     density = DENSITIES[shape]
     end = torch.ones_like(m) if breakpoints == 1 else density.cdf(m)
     edges = torch.stack([m * index / (breakpoints + 1) for index in range(breakpoints + 2)])
-    for _ in range(1 if breakpoints == 1 else SWEEPS):
+    halvings = FINE if breakpoints == 1 else COARSE
+    for _ in range(SWEEPS):
         before = edges.clone()
         for index in range(1, breakpoints + 1):
-            last = index == breakpoints
-            edges[index] = _between(edges[index - 1], edges[index + 1], density, end if last else None)
-        if bool(((edges - before).abs() <= 1e-12 * m).all()):
+            mass = end if index == breakpoints else None
+            edges[index] = _between(edges[index - 1], edges[index + 1], density, mass, halvings)
+        settled = bool(((edges - before).abs() <= 2.0**-COARSE * m).all())
+        if breakpoints == 1 or (settled and halvings == FINE):
             break
+        if settled:
+            halvings = FINE
     return edges
 
 
-def _between(low: Tensor, high: Tensor, density: Density, end: Tensor | None) -> Tensor:
+def _between(low: Tensor, high: Tensor, density: Density, end: Tensor | None, halvings: int) -> Tensor:
     """Return where the error's slope turns positive between two edges; `end` is the mass up to `high`."""
     mass_low, mass_high = density.cdf(low), density.cdf(high) if end is None else end
     left, right = low.clone(), high.clone()
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         middle = (left + right) / 2
         mass, height = density.cdf(middle), density.pdf(middle)
         below, above = middle - low, high - middle

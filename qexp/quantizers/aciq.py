@@ -96,9 +96,12 @@ class ACIQWeight(Quantizer):
 
     def _grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (lowest level, step, steps); without a step the one level is the middle."""
-        low, high = self._range(x.detach())
-        kept = (self.low != 0) | (self.high != 0)
-        low, high = torch.where(kept, self.low, low), torch.where(kept, self.high, high)
+        low, high = self.low, self.high
+        if not (self.holds(low) or self.holds(high)):
+            kept = (low != 0) | (high != 0)
+            low, high = (
+                torch.where(kept, held, now) for held, now in zip((low, high), self._range(x), strict=True)
+            )
         alone = self.steps == 0
         step = torch.where(alone, 0.0, (high - low) / torch.where(alone, 1.0, self.steps))
         return torch.where(alone, (low + high) / 2, low), step, self.steps

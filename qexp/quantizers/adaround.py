@@ -109,7 +109,9 @@ class AdaRoundWeight(Quantizer):
         )  # of other weights nothing is known
 
     def _step(self, x: Tensor) -> Tensor:
-        return torch.where(self.step > 0, self.step, self._best(x.detach()))
+        return (
+            self.step if self.holds(self.step) else torch.where(self.step > 0, self.step, self._best(x.detach()))
+        )
 
     def _divisor(self, step: Tensor) -> Tensor:
         return torch.where(step > 0, step, 1.0)

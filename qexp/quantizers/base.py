@@ -156,6 +156,13 @@ class Quantizer(nn.Module):
         """Return what `fit_weights` or `fit_activations` kept, by name, for the run's record. Default: nothing."""
         return {}
 
+    def holds(self, kept: Tensor) -> bool:
+        """Say whether `kept`, zeros until it was fitted, can be used without measuring anew; in evaluation only.
+
+        (Under training a compiler must not branch on values. What was fitted to zeros alone is measured again.)
+        """
+        return not self.training and bool(kept.any())
+
     @property
     def stored_bits(self) -> int:
         """Bits that one value takes in memory: `bits`, unless codes say more than the multiplier sees."""

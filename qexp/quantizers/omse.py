@@ -59,7 +59,10 @@ class OMSEWeight(Quantizer):
 
     def _grid(self, x: Tensor) -> Grid:
         half = 2 ** (self.bits - 1)
-        return Grid(torch.where(self.step > 0, self.step, self._best(x.detach())), -half, half - 1)
+        step = self.step
+        if not self.holds(step):
+            step = torch.where(step > 0, step, self._best(x.detach()))
+        return Grid(step, -half, half - 1)
 
     @torch.no_grad()
     def _best(self, x: Tensor) -> Tensor:

@@ -110,9 +110,10 @@ class PWLQWeight(Quantizer):
         return dict(zip([*names, "m"], self.edges[1:], strict=True))
 
     def _grid(self, x: Tensor) -> PiecewiseGrid:
-        measured = self._measured(x.detach())
-        kept = self.edges.reshape(measured.shape)
-        edges = torch.where(kept[-1] > 0, kept, measured)
+        shape = (-1, *range_shape(self.scope, self.site))
+        edges = kept = self.edges.reshape(shape)
+        if not self.holds(kept):
+            edges = torch.where(kept[-1] > 0, kept, self._measured(x.detach()))
         return PiecewiseGrid(edges, self.bits, self.variant, overlap=self.overlap)
 
     @torch.no_grad()
@@ -203,6 +204,8 @@ class PWLQActivation(Quantizer):
         return PiecewiseGrid(self._edges(x.detach().float()), self.bits, signed=self.site.signed)
 
     def _edges(self, x: Tensor) -> Tensor:
+        if self.holds(self.edges):
+            return self.edges
         largest = (x.abs() if self.site.signed else x.clamp(min=0)).amax()
         measured = analytic_edges(largest, x.square().mean().sqrt(), 1, self.search)
         return torch.where(self.edges[-1] > 0, self.edges, measured)

@@ -94,6 +94,8 @@ class UniformWeight(Quantizer):
         return make_grid(self.grid, self.bits, *self._ends(x))
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.holds(self.low) or self.holds(self.high):
+            return self.low, self.high
         low, high = self._range(x.detach())
         kept = (self.low != 0) | (self.high != 0)  # a range of zeros is measured again, and is the same
         return torch.where(kept, self.low, low), torch.where(kept, self.high, high)
@@ -166,6 +168,8 @@ class UniformActivation(Quantizer):
         return make_grid("asymmetric", self.bits, torch.zeros_like(high), high.clamp(min=0))
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.holds(self.low) or self.holds(self.high):
+            return self.low, self.high
         low, high = torch.aminmax(x.detach().float())
         kept = (self.low != 0) | (self.high != 0)
         return torch.where(kept, self.low, low), torch.where(kept, self.high, high)

@@ -67,9 +67,19 @@ def test_from_a_float_run_to_a_record(config, trained, capsys):
     assert again["status"] == "skipped" and again["metrics"] == record["metrics"]
 
 
-@pytest.mark.parametrize("words", [["quantizer=uniform", "bits=4"], ["quantizer=pwlq_both", "bits=w3a4"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantizer=uniform", "bits=4", "calibration.bias_correction=channel"],
+        ["quantizer=pwlq_both", "bits=w3a4", "calibration.bias_correction=channel"],
+        ["quantizer=adaround", "bits=3", "quantizer.weight.iterations=20"],
+        ["quantizer=dfq", "bits=6"],
+        ["quantizer=omse", "bits=4", "calibration.bias_correction=empirical", "calibration.equalize=true"],
+        ["quantizer=aciq", "bits=4", "observer=aciq", "quantizer.weight.allocate=true"],
+    ],
+)
 def test_eval_loads_it_and_gives_the_same(config, words):
-    made = config(*words, "calibration.bias_correction=channel")
+    made = config(*words)
     record = ptq.run(made)
     plain = {**made.plain, "eval": {"run": record["path"], "split": "test"}}
     plain["model"] = {**plain["model"], "weights": None}
@@ -93,6 +103,19 @@ def test_more_bits_breakpoints_and_correction_bring_the_weights_closer(config):
     assert two < one < uniform
     assert error("quantizer=uniform", "bits=w4a8", "quantizer.weight.range=mse") < uniform
     assert error("quantizer=uniform", "bits=w4a8", "quantizer.weight.scope=layer") > uniform
+
+
+def test_a_method_brings_its_preparation_and_what_is_typed_wins(config):
+    made = config("quantizer=dfq", "bits=8")
+    assert made.equalize and made.bias_correction == "analytic"
+    result = json.loads(Path(ptq.run(made)["path"], "result.json").read_text())
+    assert len(result["equalized"]) == 3, "one pair in each block"
+    assert "conv1" in result["uncorrected"], "nothing is known of the image"
+    plain = config("quantizer=dfq", "bits=8", "calibration.equalize=false", "calibration.bias_correction=none")
+    assert not plain.equalize and plain.bias_correction == "none"
+    assert ptq.plan(plain).run_id != ptq.plan(made).run_id
+    typed = config("quantizer=dfq", "bits=8", "calibration.bias_correction=analytic", "calibration.equalize=true")
+    assert ptq.plan(typed).run_id == ptq.plan(made).run_id
 
 
 def test_the_seed_draws_the_calibration_images(config):

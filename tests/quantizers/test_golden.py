@@ -34,8 +34,11 @@ INPUT += [0.68, 0.91, 1.13, 1.37, 1.62, 2.04, 3.19]
 def quantizers() -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield (class and version, node, role) of everything in configs/quantizer, each once."""
     seen = set()
-    for path in sorted((config_dir() / "quantizer").glob("*.yaml")):
-        method = yaml.safe_load(path.read_text())
+    found = {
+        path: yaml.safe_load(path.read_text()) for path in sorted((config_dir() / "quantizer").glob("*.yaml"))
+    }
+    # A method's own file speaks for its classes, before those of other methods that use them with other settings.
+    for _, method in sorted(found.items(), key=lambda item: not _is_own(*item)):
         for part, roles in (("weight", ["weight"]), ("activation", ["activation", "input"])):
             node = method.get(part)
             for role in roles if node is not None else ():
@@ -43,6 +46,11 @@ def quantizers() -> Iterator[tuple[str, dict[str, Any], str]]:
                 if (key, role) not in seen:
                     seen.add((key, role))
                     yield key, node, role
+
+
+def _is_own(path: Path, method: dict[str, Any]) -> bool:
+    targets = [str(method[part]["_target_"]) for part in ("weight", "activation") if method.get(part)]
+    return any(target.split(".")[-2] == path.stem for target in targets)
 
 
 def numbers(node: dict[str, Any], role: str) -> dict[str, dict[str, list[float]]]:

@@ -1,0 +1,148 @@
+"""Cross-layer equalization: the channels between two layers are rescaled so that both layers use their ranges.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721; the
+formulas from memory, as standard: s_i = sqrt(r1_i r2_i) / r2_i, W1 <- W1 / s, b1 <- b1 / s, W2 <- W2 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from qexp.calibration.folding import Folding
+from qexp.tracing import input_node, is_layer, is_relu, layer_calls
+
+PASSES = 100
+"""At most, over all pairs; a chain of layers settles step by step."""
+
+SETTLED = 1e-4
+"""Largest change of a scale, relative, at which it is done."""
+
+_SCALING = (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity)
+"""What a positive factor of a channel passes through unchanged (ReLU6 once it is a ReLU)."""
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """What was done.
+
+    Attributes:
+        folding: the folded network, its weights rescaled in place, and its statistics, which follow.
+        pairs: names of the layers whose common channels were rescaled.
+        unclipped: names of the ReLU6 that became ReLUs: a rescaled channel no longer ends at 6.
+    """
+
+    folding: Folding
+    pairs: tuple[tuple[str, str], ...]
+    unclipped: tuple[str, ...]
+
+
+@torch.no_grad()
+def equalize(folding: Folding) -> Equalized:
+    """Rescale every pair of neighbouring layers of a folded network; what it computes stays the same.
+
+    A pair is a layer whose output only feeds one other layer, with nothing between them but ReLU, pooling and
+    dropout. Grouped and depthwise layers count.
+    """
+    graph = folding.model
+    pairs = list(_pairs(graph))
+    unclipped = tuple(dict.fromkeys(name for _, _, between in pairs for name in _clipped(graph, between)))
+    for name in unclipped:
+        parent, _, last = name.rpartition(".")
+        setattr(graph.get_submodule(parent), last, nn.ReLU())
+    scales = {
+        first: torch.ones(_layer(graph, first).weight.shape[0], dtype=torch.float64) for first, _, _ in pairs
+    }
+    weights = {name: _layer(graph, name).weight.double() for pair in pairs for name in pair[:2]}
+    for _ in range(PASSES):
+        change = max((_rescale(graph, weights, scales, first, second) for first, second, _ in pairs), default=0.0)
+        if change < SETTLED:
+            break
+    for name, weight in weights.items():
+        _layer(graph, name).weight.copy_(weight)
+    statistics = dict(folding.statistics)
+    for name, scale in scales.items():
+        bias = _layer(graph, name).bias
+        if bias is not None:
+            bias.copy_(bias.double() / scale)
+        if name in statistics:
+            mean, deviation = statistics[name]
+            statistics[name] = ((mean / scale).to(mean.dtype), (deviation / scale).to(mean.dtype))
+    named = tuple((first, second) for first, second, _ in pairs)
+    return Equalized(replace(folding, statistics=statistics), named, unclipped)
+
+
+def _rescale(
+    graph: fx.GraphModule, weights: dict[str, Tensor], scales: dict[str, Tensor], first: str, second: str
+) -> float:
+    """Equalize one pair; return the largest relative change of a scale."""
+    produced = weights[first].abs().flatten(1).amax(1)
+    groups = getattr(_layer(graph, second), "groups", 1)
+    read = _by_input_channel(weights[second], groups)
+    consumed = read.abs().flatten(1).amax(1)
+    usable = (produced > 0) & (consumed > 0)
+    scale = torch.where(usable, (produced / torch.where(usable, consumed, 1.0)).sqrt(), 1.0)
+    weights[first] = weights[first] / scale.reshape(-1, *([1] * (weights[first].dim() - 1)))
+    weights[second] = _from_input_channel(
+        read * scale.reshape(-1, *([1] * (read.dim() - 1))), weights[second], groups
+    )
+    scales[first] = scales[first] * scale
+    return float((scale - 1).abs().max())
+
+
+def _by_input_channel(weight: Tensor, groups: int) -> Tensor:
+    """Return weights (out, in / groups, ...) as (in, out / groups, ...): all that one input channel meets."""
+    out, inside, *kernel = weight.shape
+    parts = weight.reshape(groups, out // groups, inside, *kernel).transpose(1, 2)
+    return parts.reshape(groups * inside, out // groups, *kernel)
+
+
+def _from_input_channel(read: Tensor, like: Tensor, groups: int) -> Tensor:
+    out, inside, *kernel = like.shape
+    return read.reshape(groups, inside, out // groups, *kernel).transpose(1, 2).reshape(like.shape)
+
+
+def _pairs(graph: fx.GraphModule) -> Iterator[tuple[str, str, list[fx.Node]]]:
+    """Yield (first, second, the nodes between them) of each pair, in forward order."""
+    calls = layer_calls(graph)
+    for name, (call, *others) in calls.items():
+        between: list[fx.Node] = []
+        node = call
+        while not others and len(node.users) == 1:
+            (user,) = node.users
+            if is_layer(graph, user):
+                if len(calls[str(user.target)]) == 1 and input_node(user) is node and _fits(graph, name, user):
+                    yield name, str(user.target), between
+                break
+            if not _scales_along(graph, user):
+                break
+            between.append(user)
+            node = user
+
+
+def _fits(graph: fx.GraphModule, first: str, second: fx.Node) -> bool:
+    """Say whether each output channel of `first` is one input channel of `second` (flattening mixes them)."""
+    layer = _layer(graph, str(second.target))
+    channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
+    return type(layer) is type(_layer(graph, first)) and channels == _layer(graph, first).weight.shape[0]
+
+
+def _scales_along(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), _SCALING)
+    return is_relu(graph, node) and "relu6" not in str(node.target)
+
+
+def _clipped(graph: fx.GraphModule, between: list[fx.Node]) -> Iterator[str]:
+    for node in between:
+        if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.ReLU6):
+            yield str(node.target)
+
+
+def _layer(graph: fx.GraphModule, name: str) -> nn.Conv2d | nn.Linear:
+    layer = graph.get_submodule(name)
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    return layer
