@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,10 @@ _LINES = {
         ("qexp ptq calibration.bias_correction=channel model.weights=FILE", "with bias correction of the weights"),
         ("qexp ptq observer=percentile observer.gamma=0.001 model.weights=FILE", "another range of activations"),
         ("qexp ptq -m seed=0,1,2 model.weights=FILE", "three draws of the calibration images"),
+        (
+            "qexp ptq experiment=pwlq/table2 model=resnet50 model.weights=FILE",
+            "one network's part of a paper's table",
+        ),
     ),
     "eval": (
         ("qexp eval outputs/train/RUN", "a finished run, on the test split"),
@@ -144,6 +149,9 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
     for group, options in _groups(arguments):
         if group in _NOT_OF.get(command, ("observer",)):
             continue
+        if group == "experiment":
+            maker = "ptq" if command == "ptq" else "train"
+            options = [name for name in options if name == "none" or _maker(name, arguments) == maker]
         text = ", ".join(options)
         lines += textwrap.wrap(f"  {group:21}{text}", 110, subsequent_indent=" " * 23, break_on_hyphens=False)
     lines += ["", "Keys used most (all of them: --cfg job):"]
@@ -166,6 +174,19 @@ def _groups(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     for group in order:
         if group in found:
             yield group, sorted(found[group], key=_natural)
+
+
+def _maker(experiment: str, arguments: Sequence[str]) -> str:
+    """Return the command that makes an experiment's runs, from its file's text: reading YAML takes a library."""
+    for folder in [*_extra_dir(arguments), config_dir()]:
+        file = folder / "experiment" / f"{experiment}.yaml"
+        if file.is_file():
+            return (
+                "ptq"
+                if re.search(r"^  command: *ptq\b", file.read_text(encoding="utf-8"), re.MULTILINE)
+                else "train"
+            )
+    return "train"
 
 
 def _natural(text: str) -> tuple[object, ...]:

@@ -185,7 +185,7 @@ def _loggers(node: object, errors: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _experiment(node: object, errors: list[str], command: str) -> Experiment:
-    reader = Reader(node, "experiment", errors, ("name", "grids"))
+    reader = Reader(node, "experiment", errors, ("name", "command", "grids"))
     name = reader.optional_text("name") or command
     if name and not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", name):
         errors.append(

@@ -27,7 +27,7 @@ from qexp.composition import QexpLoader, decode_layers, encode_override, loader
 from qexp.errors import ConfigError, Interrupted, QexpError
 from qexp.grids import expand, sweep
 from qexp.interrupts import asking_workers, raising_on_sigterm
-from qexp.jobs import Job, Record, exit_code, run_job
+from qexp.jobs import Job, Record, exit_code, refuse_other_command, run_job
 from qexp.launchers import KEEP, Launcher, quoted
 from qexp.preflight import look, say
 from qexp.sweep_summary import lost, print_summary, settled
@@ -117,6 +117,8 @@ def _launch(hydra: Hydra, overrides: list[str], job: Job, *, multirun: bool) -> 
     composed = hydra.compose_config(
         job.command, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False, with_log_configuration=False
     )
+    experiment = str(composed.hydra.runtime.choices.get("experiment", "none"))
+    refuse_other_command(job.command, experiment, OmegaConf.select(composed, "experiment.command"))
     mode = RunMode.MULTIRUN if multirun else composed.hydra.mode or RunMode.RUN
     overrides = [*overrides, f"hydra.mode={mode.name}"]
     if mode is RunMode.RUN:

@@ -26,6 +26,12 @@ from qexp.saved import check_place, run_config
 from qexp.security import check_interpolations
 from qexp.sweeps import Sweep
 
+MAKERS = ("train", "ptq")
+"""The commands that make runs."""
+
+_NAMED = ("model", "dataset", "quantizer", "observer")
+"""Groups whose choice is kept by name, for people and for tables; not every command has all of them."""
+
 _interrupted_by: list[int] = []
 """The signal that stopped a job of this process; a sweep's later jobs in it are not started."""
 
@@ -166,12 +172,35 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
         plain = of_run(Path(str(run)), job.command, plain, typed)
     else:
         choices = HydraConfig.get().runtime.choices
-        plain["names"] = {key: str(choices[key]) for key in ("model", "dataset", "quantizer")}
+        refuse_other_command(job.command, str(choices["experiment"]), plain["experiment"].get("command"))
+        plain["names"] = {key: str(choices[key]) for key in _NAMED if key in choices}
         if plain["experiment"].get("name") is None and choices["experiment"] != "none":
             plain["experiment"]["name"] = str(choices["experiment"])
-    plain["experiment"].pop("grids", None)  # of the sweep, not of one of its jobs
+    for key in ("command", "grids"):  # of the sweep, not of one of its jobs
+        plain["experiment"].pop(key, None)
     check_targets(plain)
     return dict(plain)
+
+
+def refuse_other_command(command: str, experiment: str, wanted: object) -> None:
+    """Refuse an experiment whose runs another command makes.
+
+    Args:
+        command: the one that was typed.
+        experiment: the option chosen; `none` for no experiment.
+        wanted: its `experiment.command`; None for train.
+
+    Raises:
+        ConfigError: it belongs to `qexp ptq` and another command was typed, or the other way round.
+    """
+    if experiment == "none":
+        return
+    if wanted not in (None, *MAKERS):
+        raise ConfigError(f"experiment.command={wanted}: null, or one of {', '.join(MAKERS)}.")
+    maker = str(wanted or MAKERS[0])
+    if "ptq" in (command, maker) and command != maker:  # eval and explain read networks as train makes them
+        line = f"qexp {maker} experiment={experiment}"
+        raise ConfigError(f"experiment={experiment}: its runs are not made by qexp {command}; type `{line}`.")
 
 
 def of_run(folder: Path, command: str, plain: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from qexp.composition import FAILURE, QexpLoader, decode_overrides
 from qexp.config import Config, parse
 from qexp.errors import ConfigError, QexpError
-from qexp.jobs import Job, Record, by_reason, plain_config
+from qexp.jobs import MAKERS, Job, Record, by_reason, plain_config
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Preflight:
 
 
 def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> Preflight:
-    """Plan every job of a sweep; only `qexp train` has something to find out.
+    """Plan every job of a sweep; only a command that makes runs has something to find out.
 
     Args:
         job: the command's.
@@ -74,7 +74,7 @@ def _run_of(job: Job, composed: DictConfig) -> str | None:
     """Return the run that a job would make or skip, None for a command that makes none."""
     if FAILURE in composed:
         raise ConfigError(str(composed[FAILURE]))
-    if job.command not in ("train", "ptq"):
+    if job.command not in MAKERS:
         return None
     HydraConfig.instance().set_config(copy.deepcopy(composed))  # makes what it gets read-only
     config = copy.deepcopy(composed)

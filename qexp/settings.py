@@ -103,7 +103,8 @@ class Config:
     """A checked configuration. Nodes with a `_target_` stay plain dicts.
 
     `names` are the options chosen for model, dataset and quantizer, for people to read; `plain` is the whole as it
-    was composed. `calibration` and `observer` are there for a network that is quantized after training.
+    was composed, where the observer's name stands with them. `calibration` and `observer` are there for a network
+    that is quantized after training.
     """
 
     task: dict[str, Any]

@@ -175,7 +175,7 @@ OPTIONS = sorted(
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_composes(option: Path) -> None:
     group = "hydra/launcher" if option.parts[0] == "hydra" else option.parts[0]
-    command = "ptq" if group == "observer" else "train"
+    command = "ptq" if group == "observer" or option.parts[:2] == ("experiment", "pwlq") else "train"
     config = parsed(f"{group}={option.relative_to(group).as_posix()}", command=command)
     assert config.epochs >= 1
 

@@ -30,12 +30,28 @@ def test_help_imports_little() -> None:
     assert done.returncode == 0, done.stderr
 
 
+TRAINING = {"alpha_regularization", "optimizer", "schedule", "recipe", "rounding", "task", "logger", "budget"}
+OF_OTHERS = {"ptq": TRAINING}
+"""Groups that say nothing to a command; to those that do not calibrate, how activations are observed."""
+
+
 @pytest.mark.parametrize("command", HYDRA_COMMANDS)
 def test_a_commands_help_lists_every_option(command: str) -> None:
     text = command_help(command)
     for file in config_dir().glob("*/*.yaml"):
-        assert file.parent.name in text
-        assert file.stem in text
+        group = file.parent.name
+        assert (f"\n  {group} " in text) == (group not in OF_OTHERS.get(command, {"observer"}))
+        if group not in OF_OTHERS.get(command, {"observer"}):
+            assert file.stem in text
+
+
+def test_a_commands_help_lists_the_experiments_that_it_can_make(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nexperiment:\n  command: ptq\n")
+    own = ["--config-dir", str(tmp_path)]
+    train, ptq = command_help("train", own), command_help("ptq", own)
+    assert "pact/table1" in train and "pwlq/table1" not in train and "mine" not in train
+    assert "pwlq/table1" in ptq and "pact/table1" not in ptq and "mine" in ptq
 
 
 def test_a_commands_help_lists_ones_own_options(tmp_path: Path) -> None:
@@ -72,7 +88,7 @@ def test_completion_can_be_installed(shell: str, capsys: pytest.CaptureFixture[s
     [
         ("qexp tr", "train"),
         ("qexp train quan", "quantizer. quantizer="),
-        ("qexp train -m epochs=3 quantizer=p", "quantizer=pact"),
+        ("qexp train -m epochs=3 quantizer=pa", "quantizer=pact"),
         ("qexp train bits=w3a3", "bits=w3a3 bits=w3a32"),
         ("qexp eval eval.r", "eval.run="),
         ("qexp train trainer.preci", "trainer.precision="),

@@ -152,6 +152,58 @@ def test_what_a_run_has_decided_cannot_be_typed(
     assert "eval.run=nowhere: no run of qexp" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "experiment", "line"),
+    [
+        ("train", "pwlq/table2", "qexp ptq experiment=pwlq/table2"),
+        ("eval", "pwlq/table2", "qexp ptq experiment=pwlq/table2"),
+        ("explain", "pwlq/table2", "qexp ptq experiment=pwlq/table2"),
+        ("ptq", "pact/table1", "qexp train experiment=pact/table1"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"]])
+def test_an_experiment_of_another_command_names_it(
+    started: list[Config],
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    experiment: str,
+    line: str,
+    words: list[str],
+) -> None:
+    assert hydra_app.main(command, [f"experiment={experiment}", *words]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"qexp {command}: experiment={experiment}: its runs are not made by qexp {command}; type `{line}`."
+    ]
+    assert printed.out == ""
+    assert started == []
+
+
+def test_an_experiment_of_another_command_fails_alone_in_a_sweep_over_experiments(
+    started: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hydra_app.main("train", ["-m", "experiment=pwlq/s_table6,none"]) == 1
+    assert "type `qexp ptq experiment=pwlq/s_table6`" in capsys.readouterr().err
+    assert [config.experiment.name for config in started] == ["train"]
+
+
+def test_an_experiment_of_qexp_ptq_runs_under_it(
+    started: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hydra_app.main("ptq", ["experiment=pwlq/s_table6", "model.weights=x"]) == 0
+    assert widths(started) == [(8, 8), (4, 8), (4, 8)]
+    for config in started:
+        assert config.experiment.name == "pwlq/s_table6"
+        assert config.plain["names"]["observer"] == "top_k"
+        assert set(config.plain["experiment"]) == {"name"}
+    assert hydra_app.main("ptq", ["experiment=pwlq/s_table6", "experiment.command=eval"]) == 2
+    assert "experiment.command=eval: null, or one of train, ptq." in capsys.readouterr().err
+    assert hydra_app.main("ptq", ["observer=kl"]) == 0  # no experiment: any command's
+    assert started[-1].plain["names"]["observer"] == "kl"
+    assert hydra_app.main("train", []) == 0
+    assert "observer" not in started[-1].plain["names"]
+
+
 def test_hydra_leaves_nothing_behind(started: list[Config], tmp_path: Path) -> None:
     assert hydra_app.main("train", ["bits=2"]) == 0
     assert hydra_app.main("train", ["-m", "bits=2,3"]) == 0

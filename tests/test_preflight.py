@@ -46,6 +46,17 @@ def test_a_missing_data_set_is_said_once_and_nothing_starts(here: Path, capfd: p
     assert not (here / "outputs").exists()
 
 
+def test_an_experiment_of_trained_networks_asks_for_their_weights(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert hydra_app.main("ptq", ["experiment=pwlq/s_table6"]) == 1
+    out, err = capfd.readouterr()
+    assert err.count("cannot run 3 jobs") == len(err.splitlines()) == 1
+    assert "model.weights: qexp ptq starts from a trained network, a random one is never quantized" in err
+    assert "3 failed" in out
+    assert not (here / "outputs").exists()
+
+
 def test_jobs_that_mean_one_run_make_it_once(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train("quantizer=none", "bits=2,4,8", "--dry-run") == 0
     out, _ = capfd.readouterr()

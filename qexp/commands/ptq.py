@@ -27,8 +27,14 @@ def plan(config: Config) -> Planned:
     """Name the run of `config`; reads the digests of data, weights and calibration samples, writes nothing.
 
     Raises:
-        ConfigError, DataError, CheckpointError: no weights, or nothing to calibrate on.
+        ConfigError, DataError, CheckpointError: no weights, nothing to calibrate on, or a budget, which belongs to
+            a training.
     """
+    if config.budget.name != "full":
+        raise ConfigError(
+            f"budget={config.budget.name}: qexp ptq trains nothing that a budget could shorten; to see a path run"
+            " in seconds take weights trained on the digits, with dataset=digits and their dataset.shape."
+        )
     if not config.model.get("weights"):
         raise ConfigError(
             "model.weights: qexp ptq starts from a trained network, a random one is never quantized; give a"
@@ -120,6 +126,7 @@ def _quantize(planned: Planned, network: Any) -> None:
             "seed": config.seed,
             "config_digest": config_digest(config),
             "data_digest": planned.identity["digests"]["data"],
+            "weights_digest": planned.identity["digests"]["weights"],
             "budget": {"name": config.budget.name},
             "folded": [list(pair) for pair in network.folding.folded],
             "kept_batch_norms": [list(pair) for pair in network.folding.kept],

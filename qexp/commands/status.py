@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from qexp.errors import ConfigError
+from qexp.paths import config_dir
 from qexp.report.collect import DEFAULT_ROOT, collect
 from qexp.report.facts import ABSENT, facts
 from qexp.report.groups import metrics_of
@@ -69,10 +72,23 @@ def main(argv: Sequence[str]) -> int:
 def planned(words: Sequence[str]) -> int:
     """List the jobs of a sweep with their state, and return the exit code.
 
-    Only `qexp train` can expand a sweep; its `--dry-run` does, in a process of its own, and changes nothing.
+    Only the command that makes the runs can expand a sweep; its `--dry-run` does, in a process of its own, and
+    changes nothing.
     """
-    command = [sys.executable, "-m", "qexp", "train", "--multirun", "--dry-run", *words]
+    command = [sys.executable, "-m", "qexp", maker(words), "--multirun", "--dry-run", *words]
     return subprocess.run(command, check=False).returncode
+
+
+def maker(words: Sequence[str]) -> str:
+    """Return the command that makes a sweep's runs: what its experiment says, else train.
+
+    >>> maker(["experiment=pwlq/table2", "seed=0,1"]), maker(["experiment=pact/fig8"]), maker(["bits=2,4"])
+    ('ptq', 'train', 'train')
+    """
+    names = [text.removeprefix("experiment=") for text in words if text.startswith("experiment=")]
+    file = config_dir() / "experiment" / f"{names[-1] if names else 'none'}.yaml"
+    node = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return str((node.get("experiment") or {}).get("command") or "train")
 
 
 def status_table(runs: Sequence[Run]) -> Table:

@@ -13,6 +13,9 @@ from qexp.errors import ConfigError, did_you_mean
 ONE_OUTPUT = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
 """What keeps a network from answering with several outputs in training."""
 
+LEFT_OUT = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+"""What torchvision's checkpoints hold beside such a network: the weights of its other outputs."""
+
 
 def classifier(*, input_shape: tuple[int, int, int], num_classes: int, architecture: str) -> nn.Module:
     """Return torchvision's network `architecture` with random weights and `num_classes` outputs.
@@ -40,7 +43,9 @@ def classifier(*, input_shape: tuple[int, int, int], num_classes: int, architect
             "data set, or a model that follows the data (mlp, resnet20)."
         )
     refuse_size(architecture, height, width)
-    return construct(architecture, num_classes)
+    network = construct(architecture, num_classes)
+    network.left_out = LEFT_OUT.get(architecture, ())  # type: ignore[assignment]
+    return network
 
 
 def construct(architecture: str, num_classes: int) -> nn.Module:

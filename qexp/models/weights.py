@@ -33,8 +33,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     `path` is a file (a state dict at top level or under `state_dict`, `model`, `net`; or `.safetensors`) or the
     folder of a run. Prefixes of wrappers are stripped; a model class may say in `renamed`, a dict from the
-    beginnings of foreign names to those of its own, how others call its layers. Every name and every shape has to
-    match; only batch norm's `num_batches_tracked`, which old checkpoints lack, may be missing.
+    beginnings of foreign names to those of its own, how others call its layers, and in `left_out`, a tuple of
+    beginnings, what others have beside them. Every other name and every shape has to match; only batch norm's
+    `num_batches_tracked`, which old checkpoints lack, may be missing.
 
     Raises:
         CheckpointError: `path` is missing, a URL, damaged, holds more than tensors and plain values, or holds the
@@ -42,7 +43,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     file = checkpoint_file(str(path))
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
-    found = own_names(network_tensors(read(file), file), renamed, file)
+    left_out: tuple[str, ...] = getattr(model, "left_out", ())
+    named = own_names(network_tensors(read(file), file), renamed, file)
+    found = {name: tensor for name, tensor in named.items() if not name.startswith(left_out)}
     wanted = model.state_dict()
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):

@@ -9,7 +9,9 @@ number, or a mapping when there is more to say of it:
 
 `printed` is what the page says, `reading` what it must mean; a column that the paper leaves empty is left out.
 The experiment of the same name makes the runs (`qexp train experiment=pact/table1`); a row's `run` says which
-words pick its part. `degradation` is a loss against float in points, or against the run that `baseline` describes.
+words pick its part. `command: ptq` in a file's head says that `qexp ptq` makes them: one network's weights are one
+file, so there a row's words name its network. `degradation` is a loss against float in points, or against the run
+that `baseline` describes.
 """
 
 from __future__ import annotations
@@ -20,9 +22,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from qexp.errors import ConfigError, did_you_mean
+from qexp.published.printed import characters, read
 
 HOW = ("printed", "read_off", "derived")
 """How a number was obtained: printed in a table or the text, read off a figure, or computed from other numbers."""
@@ -33,6 +34,9 @@ levels, the loss against one clip level, the system model."""
 
 TO_FRACTION = {"fraction": 1.0, "percent": 0.01, "points": 0.01}
 """Units of shares; every other unit is a quantity of its own and keeps its value."""
+
+COMMANDS = ("train", "ptq")
+"""What makes the runs of a paper."""
 
 _CELL_KEYS = {"printed", "reading", "how", "note"}
 
@@ -46,6 +50,7 @@ class Cell:
         keys: what a run must be to stand beside it (`model`, `quantizer`, `bits`, dotted config keys); empty for a
             method that qexp does not have.
         value: as printed, in `unit`.
+        printed: the characters of `reading`, else of `value`, with their zeros.
         reading: the corrected value where the page has a misprint, else None.
         quantity: `accuracy`, `error`, `degradation`, or what else is counted.
         metric: the name in a run's result that measures the same; an error is compared as one minus it.
@@ -53,6 +58,7 @@ class Cell:
         how: one of `HOW`.
         recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
         run: the words that pick its row's part of the experiment.
+        command: of `COMMANDS`, which makes the runs.
         baseline: of a degradation: what the run that it is taken against must be; empty for the float network.
     """
 
@@ -73,6 +79,8 @@ class Cell:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     run: str = ""
     baseline: Mapping[str, str] = field(default_factory=dict)
+    command: str = "train"
+    printed: str = ""
 
     @property
     def comparable(self) -> float:
@@ -87,7 +95,7 @@ class Cell:
 class Artefact:
     """One table or figure: its cells, and `spread`, the paper's own run-to-run spread in units of the metric.
 
-    `figure` is one of `FIGURES`.
+    `figure` is one of `FIGURES`, `command` of `COMMANDS`.
     """
 
     paper: str
@@ -99,6 +107,7 @@ class Artefact:
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
     figure: str = "cells"
+    command: str = "train"
 
     @property
     def full_name(self) -> str:
@@ -131,6 +140,7 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             notes=tuple(" ".join(note.split()) for note in body.get("notes", ())),
             cells=cells,
             figure=_one_of(body.get("figure", "cells"), FIGURES, f"{plain['paper']}/{name}: figure"),
+            command=_command(plain),
         )
     return artefacts
 
@@ -162,9 +172,20 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
                 recipe={**body.get("recipe", {}), **entry.get("recipe", {})},
-                run=entry.get("run", ""),
+                run=entry.get("run", "") or _network(plain, keys),
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},
+                command=_command(plain),
+                printed=characters(detail["printed"] if detail.get("reading") is None else detail["reading"]),
             )
+
+
+def _command(plain: Mapping[str, Any]) -> str:
+    return _one_of(plain.get("command", COMMANDS[0]), COMMANDS, f"{plain['paper']}: command")
+
+
+def _network(plain: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """Return the words for a row's network, whose weights only the user has; nothing where it is trained."""
+    return f"model={keys['model']} model.weights=FILE" if keys and _command(plain) == "ptq" else ""
 
 
 def _one_of(value: str, options: tuple[str, ...], where: str) -> str:
@@ -179,7 +200,7 @@ def _papers() -> dict[str, dict[str, Artefact]]:
     papers: dict[str, dict[str, Artefact]] = {}
     for file in sorted(resources.files("qexp.published").iterdir(), key=lambda entry: entry.name):
         if file.name.endswith(".yaml"):
-            plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+            plain = read(file.read_text(encoding="utf-8"))
             papers.setdefault(plain["paper"], {}).update(parse_paper(plain))
     return papers
 

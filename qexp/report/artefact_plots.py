@@ -53,6 +53,14 @@ def _dots(entry: Entry, *, several: bool, factor: float) -> Dots:
     )
 
 
+SHARES = {
+    "test_accuracy_top5": "top-5 accuracy",
+    "test_miou": "mean intersection over union",
+    "test_map": "mean average precision",
+}
+"""What a share is called beside an axis, where it is no top-1 accuracy."""
+
+
 def _factor(artefact: Artefact) -> float:
     return 100.0 if is_share(artefact.metric) else 1.0
 
@@ -61,7 +69,7 @@ def _unit(artefact: Artefact) -> str:
     if any(cell.quantity == "degradation" for cell in artefact.cells):
         return "lost against float (points)"
     if is_share(artefact.metric):
-        return f"{'top-5' if artefact.metric.endswith('top5') else 'top-1'} accuracy (%)"
+        return f"{SHARES.get(artefact.metric, 'top-1 accuracy')} (%)"
     return artefact.metric.replace("_", " ")
 
 

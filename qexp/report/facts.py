@@ -49,7 +49,18 @@ _NUMERICS = (
 )
 
 # What a float network does not have: left out when a baseline is looked for.
-_QUANTIZATION = ("quantizer", "first_last", "layers", "rounding", "alpha_regularization")
+_QUANTIZATION = (
+    "quantizer",
+    "first_last",
+    "layers",
+    "rounding",
+    "alpha_regularization",
+    "calibration",
+    "observer",
+)
+
+# What decides a run of `qexp ptq`; how its network was trained is in its weights.
+_AFTER_TRAINING = ("dataset", "model", "quantizer", "layers", "calibration", "observer")
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Facts:
     Attributes:
         bits: `w4a4`, or `32` for the float network.
         first_last: the rule for both ends: `32`, `8`, `same`, or `first w8a8, last 32` where they differ.
+        command: what made it, train or ptq; runs of the two are never compared.
         recipe: every setting that decides the result but seed, subject and numerics; dotted key -> value.
         numerics: settings that move a result only by rounding.
     """
@@ -72,6 +84,7 @@ class Facts:
     precision: str
     epochs: int | None
     seed: int | None
+    command: str = "train"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     numerics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,7 +106,7 @@ class Facts:
         if isinstance(full, int) and self.epochs is not None and self.epochs < full:
             parts.append(f"{self.epochs} of {full} epochs")
         if samples is not None:
-            parts = parts or [f"{self.epochs} epochs"]
+            parts = parts or ([] if self.epochs is None else [f"{self.epochs} epochs"])
             parts.append(f"{samples:,} training samples")
         if self.smoke:
             parts.append(f"smoke test on {self.dataset}")
@@ -106,7 +119,7 @@ class Facts:
 
     def get(self, key: str) -> Any:
         """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""
-        if key in SUBJECT or key in ("first_last", "precision", "epochs", "seed"):
+        if key in SUBJECT or key in ("first_last", "precision", "epochs", "seed", "command"):
             value = getattr(self, key)
             return ABSENT if value is None else value
         return self.recipe.get(key, self.numerics.get(key, ABSENT))
@@ -114,7 +127,7 @@ class Facts:
     def baseline_key(self) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline (all but the seed)."""
         kept = {key: value for key, value in self.recipe.items() if not _under(key, _QUANTIZATION)}
-        kept |= {"model": self.model, "dataset": self.dataset}
+        kept |= {"model": self.model, "dataset": self.dataset, "command": self.command}
         return tuple(sorted((key, repr(value)) for key, value in kept.items()))
 
 
@@ -139,16 +152,16 @@ def facts(run: Run) -> Facts:
     names = _names(run)
     flat = flatten(run.config)
     is_float = names["quantizer"] == "none"
+    calibrated = bool(_node(run.config, "calibration"))
     unset = [key for key in _LATER if flat.get(key) is None]
     recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
-    precision = str(_node(run.config, "trainer").get("precision", ABSENT))
     rule = ABSENT if is_float else _first_last(run.config)
     for key in ("first_last", "quantizer.first_last", "epochs"):
         recipe.pop(key, None)
-    epochs = run.config.get("epochs")
-    recipe |= {"epochs": epochs, "precision": precision}
+    trained = {} if calibrated else _trained(run.config)
+    recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**recipe, **trained}
     if not is_float:
         recipe["first_last"] = rule
     if digest := (run.result or {}).get("data_digest"):
@@ -157,12 +170,36 @@ def facts(run: Run) -> Facts:
         run=run,
         **names,
         first_last=rule,
-        precision=precision,
-        epochs=epochs,
+        precision=trained.get("precision", ABSENT),
+        epochs=trained.get("epochs"),
         seed=run.config.get("seed"),
+        command="ptq" if calibrated else "train",
         recipe=recipe,
-        numerics=_numerics(run, flat),
+        numerics={} if calibrated else _numerics(run, flat),
     )
+
+
+def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "epochs": config.get("epochs"),
+        "precision": str(_node(config, "trainer").get("precision", ABSENT)),
+    }
+
+
+def _calibrated(run: Run, recipe: Mapping[str, Any], *, is_float: bool) -> dict[str, Any]:
+    """Return what decides a run of `qexp ptq`: of a float network only weights, data and how it was folded.
+
+    Weights are told apart by what they hold: the beginning of their digest stands for their path.
+    """
+    found = {key: value for key, value in recipe.items() if _under(key, _AFTER_TRAINING)}
+    path = found.pop("model.weights", ABSENT)
+    digest = (run.result or {}).get("weights_digest")
+    found["weights"] = str(path) if digest is None else str(digest)[:8]
+    if is_float:
+        return {**found, "calibration.fold": _node(run.config, "calibration").get("fold", ABSENT)}
+    target = found.pop("observer._target_", ABSENT)
+    name = _node(run.config, "names").get("observer") or _class_name({"_target_": target})
+    return {**found, "observer": str(name)}
 
 
 def _numerics(run: Run, flat: Mapping[str, Any]) -> dict[str, Any]:

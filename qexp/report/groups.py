@@ -11,7 +11,9 @@ from qexp.report.facts import ABSENT, SUBJECT, Facts
 from qexp.report.intervals import Summary, summarize
 
 # What a float network does not have, and what one method sets otherwise than another.
-_FOLLOW_QUANTIZER = ("quantizer.", "first_last", "layers", "rounding.", "alpha_regularization.")
+_FOLLOW_QUANTIZER = (
+    *("quantizer.", "first_last", "layers", "rounding.", "alpha_regularization.", "calibration.", "observer"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = No
     if by is None:
         keys = _automatic_keys(runs)
     else:
-        known = {*SUBJECT, "first_last", "precision", "epochs", *_all_keys(runs)}
+        known = {*SUBJECT, "command", "first_last", "precision", "epochs", *_all_keys(runs)}
         for key in by:
             if key not in known:
                 raise ConfigError(f"--by: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
@@ -95,12 +97,22 @@ def metrics_of(member: Facts) -> dict[str, float]:
 def differing(members: Iterable[Facts]) -> list[str]:
     """Return the keys in which runs differ, apart from the seed and the numerics.
 
-    What follows from another difference is left out: two quantizers differ in their classes and settings, too.
+    What follows from another difference is left out: two quantizers differ in their classes and settings, too, and
+    runs of two commands in most of what decides them.
     """
     members = list(members)
+    commands = {member.command for member in members}
+    if len(commands) > 1:
+        of_each = [differing(m for m in members if m.command == command) for command in sorted(commands)]
+        return list(dict.fromkeys(["command", *itertools.chain(*of_each)]))
     keys = [*SUBJECT, *dict.fromkeys(key for member in members for key in member.recipe)]
     found = [key for key in keys if len({str(member.get(key)) for member in members}) > 1]
-    implied = {"quantizer": _FOLLOW_QUANTIZER, "model": ("model.",), "dataset": ("dataset.", "data_digest")}
+    implied = {
+        "quantizer": _FOLLOW_QUANTIZER,
+        "model": ("model.", "weights"),
+        "dataset": ("dataset.", "data_digest"),
+        "observer": ("observer.",),
+    }
     prefixes = tuple(prefix for name in found for prefix in implied.get(name, ()))
     return [key for key in found if not key.startswith(prefixes)] if prefixes else found
 
@@ -108,8 +120,9 @@ def differing(members: Iterable[Facts]) -> list[str]:
 def _automatic_keys(runs: Sequence[Facts]) -> list[str]:
     """Return `SUBJECT` and every key that differs inside a group of one subject."""
     keys = list(SUBJECT)
-    for members in _split(runs, SUBJECT).values():
-        keys += [key for key in differing(members) if key not in keys]
+    # Again until nothing differs: two runs of one observer may differ in what their difference to a third implied.
+    while found := [key for members in _split(runs, keys).values() for key in differing(members)]:
+        keys += dict.fromkeys(found)
     for members in _split(runs, keys).values():
         keys += [key for key in _numerics_behind_a_repeated_seed(members) if key not in keys]
     return keys

@@ -13,7 +13,14 @@ from qexp.report.progress import progress_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
 
-HEADERS = {"dataset": "data set", "first_last": "first/last", "data_digest": "data"}
+CORRECTION = "calibration.bias_correction"
+
+HEADERS = {
+    "dataset": "data set",
+    "first_last": "first/last",
+    "data_digest": "data",
+    CORRECTION: "bias correction",
+}
 """Headers that differ from the key."""
 
 # Shown only where the rows differ in them, by request of a reader who must be able to trust equal-looking rows.
@@ -39,13 +46,15 @@ def measured_table(runs: Sequence[Run], metric: str = "test_accuracy", by: Seque
     floats = group_runs([run for run in finished if run.is_float], metric)
     keys = list(groups[0].keys) if groups else list(SUBJECT)
     keys += [key for key in _SHOWN_WHEN_DIFFERENT if key not in keys and _differ(groups, key)]
-    columns = _columns(keys, metric)
+    if by is None and CORRECTION not in keys and _made_by("ptq", groups):
+        keys.append(CORRECTION)
+    columns = _columns(keys, metric, epochs=bool(_made_by("train", groups)) or not groups)
     return Table(
         title=f"{metric.replace('_', ' ')} of {len(finished)} finished run{'s' * (len(finished) != 1)}",
         columns=columns,
         rows=[_row(group, floats, keys, metric) for group in groups],
         records=[_record(group, floats, keys, metric) for group in groups],
-        caption=f"{caption(groups, metric)} Float: same model, data set, recipe and seeds, without quantizer.",
+        caption=f"{caption(groups, metric)} {_baselines(groups)}",
         notes=notes,
     )
 
@@ -90,9 +99,21 @@ def caption(groups: Sequence[Group], metric: str) -> str:
     parts = [f"{metric}{' in %, differences in points' if unit(metric) else ''}; 95% t-interval from n = 3 on."]
     if quantized:
         parts.append(f"First and last layer: {_all_values(quantized, 'first_last')} (bits; same = as the others).")
-    if groups:
-        parts.append(f"Training precision: {_all_values(groups, 'precision')}.")
+    if trained := _made_by("train", groups):
+        parts.append(f"Training precision: {_all_values(trained, 'precision')}.")
     return " ".join(parts)
+
+
+def _baselines(groups: Sequence[Group]) -> str:
+    """Say which float network a difference is taken against."""
+    shared = {"train": "model, data set, recipe and seeds", "ptq": "model, weights, data set and seeds"}
+    made = [command for command in shared if _made_by(command, groups)] or ["train"]
+    texts = [f"same {shared[command]}{f' (qexp {command})' if len(made) > 1 else ''}" for command in made]
+    return f"Float: {', or '.join(texts)}, without quantizer."
+
+
+def _made_by(command: str, groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group.first.command == command]
 
 
 def header(key: str) -> str:
@@ -108,14 +129,14 @@ def epochs_text(group: Group) -> str:
     return ABSENT if one.epochs is None else str(one.epochs)
 
 
-def _columns(keys: Sequence[str], metric: str) -> list[Column]:
+def _columns(keys: Sequence[str], metric: str, *, epochs: bool) -> list[Column]:
     columns = [Column(key, header(key)) for key in keys if key != "epochs"]
     return [
         *columns,
         Column("n", "n", number=True),
         Column("mean", f"mean{unit(metric)}", number=True),
         Column("interval", "95% interval"),
-        Column("epochs", "epochs", number=True),
+        *([Column("epochs", "epochs", number=True)] if epochs else []),
         Column("difference", "vs float", number=True),
     ]
 

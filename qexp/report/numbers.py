@@ -8,10 +8,10 @@ from qexp.report.intervals import Summary
 def is_share(metric: str) -> bool:
     """Tell whether a metric is a share of 1, shown in percent.
 
-    >>> is_share("test_accuracy"), is_share("test_accuracy_top5"), is_share("test_loss")
-    (True, True, False)
+    >>> is_share("test_accuracy"), is_share("test_accuracy_top5"), is_share("test_miou"), is_share("test_loss")
+    (True, True, True, False)
     """
-    return metric.endswith(("accuracy", "accuracy_top5"))
+    return metric.endswith(("accuracy", "accuracy_top5", "_miou", "_map"))
 
 
 def unit(metric: str) -> str:
@@ -28,14 +28,27 @@ def value_text(value: float, metric: str, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}" if is_share(metric) else f"{value:.4g}"
 
 
-def published_text(value: float, metric: str) -> str:
-    """Return a published value with the digits it was printed with, at least one.
+def published_text(value: float, metric: str, printed: str, unit: str) -> str:
+    """Return a published value with the digits it was printed with; a share in percent, with one at least.
 
-    >>> published_text(0.916, "test_accuracy"), published_text(0.7055, "test_accuracy")
-    ('91.6', '70.55')
+    Args:
+        value: in units of `metric`.
+        metric: that it is compared by.
+        printed: the number's characters in its source, in `unit`.
+        unit: `fraction` where a share is printed as such.
+
+    >>> (
+    ...     published_text(0.916, "test_accuracy", "0.916", "fraction"),
+    ...     published_text(0.761, "test_accuracy", "76.10", "percent"),
+    ... )
+    ('91.6', '76.10')
+    >>> published_text(2.3e-05, "weight_mse", "2.30e-5", "1")
+    '2.30e-5'
     """
-    text = value_text(value, metric)
-    return text.removesuffix("0") if is_share(metric) else text
+    if not is_share(metric):
+        return printed
+    digits = len(printed.partition(".")[2]) - (2 if unit == "fraction" else 0)
+    return value_text(value, metric, max(digits, 1))
 
 
 def difference_text(value: float, metric: str, digits: int = 2) -> str:

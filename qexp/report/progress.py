@@ -11,5 +11,7 @@ def finished_epochs(run: Run) -> int:
 
 
 def progress_text(run: Run) -> str:
-    """Return `epoch 3 of 40`; `of ?` where the configuration cannot be read."""
+    """Return `epoch 3 of 40`; `of ?` where the configuration cannot be read; no epochs where nothing trains."""
+    if run.config.get("calibration"):
+        return "calibrated" if run.status == "done" else "calibration"
     return f"epoch {finished_epochs(run)} of {run.config.get('epochs', '?')}"

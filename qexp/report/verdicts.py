@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from qexp.published import Artefact, Cell
@@ -57,6 +58,18 @@ def verdict(published: float, measured: Summary, spread: float) -> str:
     if measured.high < published:
         return "below"
     return "above" if measured.low > published else "agrees"
+
+
+def in_its_digits(printed: str, measured: Summary) -> str:
+    """Judge runs that can only come out one way by the digits that were printed.
+
+    >>> in_its_digits("7.56e-8", Summary(1, 7.5612e-8, None)), in_its_digits("2.30e-5", Summary(3, 2.31e-5, 0.0))
+    ('agrees in every printed digit, n = 1', 'differs in a printed digit, n = 3')
+    """
+    number = Decimal(printed)
+    last = Decimal(1).scaleb(int(number.as_tuple().exponent))
+    same = round(Decimal(measured.mean) / last) == round(number / last)
+    return f"{'agrees in every' if same else 'differs in a'} printed digit, n = {measured.n}"
 
 
 def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> Table:
@@ -115,9 +128,10 @@ def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | 
 
 
 def usable_for(artefact: Artefact, runs: Sequence[Run]) -> tuple[list[Facts], list[str]]:
-    """Return the finished runs that report the artefact's metric; a foreign metric is no mistake here."""
-    holding = [run for run in runs if run.status == "done" and artefact.metric in metrics_of(facts(run))]
-    return usable(holding, artefact.metric)
+    """Return the finished runs of the artefact's command that report its metric; others are no mistake here."""
+    done = [facts(run) for run in runs if run.status == "done"]
+    fitting = [one for one in done if one.command == artefact.command and artefact.metric in metrics_of(one)]
+    return usable([one.run for one in fitting], artefact.metric)
 
 
 def matching(keys: Mapping[str, str], metric: str, finished: Sequence[Facts]) -> list[Group]:
@@ -147,9 +161,9 @@ def departures(cell: Cell, group: Group) -> list[str]:
 
 
 def command(cells: Sequence[Cell]) -> str:
-    """Return the command that fills cells of one artefact: its experiment, and of several recipes theirs."""
+    """Return the command that fills cells of one artefact: its experiment, and what picks the first one's part."""
     parts = list(dict.fromkeys(cell.run for cell in cells if cell.run))
-    return " ".join(["qexp train", f"experiment={cells[0].paper}/{cells[0].artefact}", *parts[:1]])
+    return " ".join([f"qexp {cells[0].command}", f"experiment={cells[0].paper}/{cells[0].artefact}", *parts[:1]])
 
 
 def _commands(missing: Sequence[Cell]) -> Iterator[tuple[str, str]]:
@@ -215,7 +229,7 @@ def _row(entry: Entry, artefact: Artefact) -> dict[str, str]:
     row = {
         "network": cell.row,
         "method": cell.column,
-        "published": published_text(cell.comparable, metric) + mark,
+        "published": published_text(cell.comparable, metric, cell.printed, cell.unit) + mark,
         **dict.fromkeys(("measured", "interval", "difference"), ABSENT),
         "n": "0" if cell.keys else ABSENT,
         "verdict": judged(entry, artefact),
@@ -241,6 +255,10 @@ def judged(entry: Entry, artefact: Artefact) -> str:
         return "its baseline is not run"
     if entry.group.first.smoke:
         return "none: a smoke test"
+    if str(entry.cell.recipe.get("dataset", entry.group.first.dataset)) != entry.group.first.dataset:
+        return "none: another data set"
+    if entry.cell.how == "printed" and artefact.spread == 0.0:
+        return in_its_digits(entry.cell.printed, entry.measured)
     return verdict(entry.cell.comparable, entry.measured, artefact.spread)
 
 

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from qexp import hydra_app
 from qexp.commands import eval as evaluation
-from qexp.commands import ptq, train
+from qexp.commands import ptq, status, table, train
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, DataError
 from qexp.lit.checkpoint import read_checkpoint
+from qexp.models.torchvision_models import classifier
 from qexp.preflight import run_of
+from qexp.report.measured import measured_table
+from qexp.runs import find_runs
 
 from ..composing import compose, configured
 
@@ -92,6 +96,18 @@ def test_the_float_network_is_a_run_too_and_folding_changes_nothing(config, trai
     assert "weight_mse" not in record["metrics"] and len(rows_of(record)) == 0
 
 
+def test_two_methods_in_a_table_beside_their_float_network(config, tmp_path):
+    made = {
+        name: ptq.run(config(f"quantizer={name}", "bits=3"))["metrics"]["test_accuracy"]
+        for name in ("none", "uniform", "pwlq")
+    }
+    (alone, *rest) = measured_table(find_runs(tmp_path)).records
+    assert (alone["quantizer"], alone["difference"]) == ("none", None)
+    for record in rest:
+        assert record["difference"] == pytest.approx(made[record["quantizer"]] - made["none"], abs=1e-12)
+    assert len(rest) == 2
+
+
 def test_more_bits_breakpoints_and_correction_bring_the_weights_closer(config):
     def error(*words: str) -> float:
         return ptq.run(config(*words))["metrics"]["weight_mse"]
@@ -145,6 +161,7 @@ def test_dry_run_writes_nothing(config, tmp_path):
         (["calibration.samples=0"], ConfigError, "calibration.samples=0"),
         (["calibration.samples=99999"], DataError, r"the training split has \d+; take at most as many"),
         (["calibration.fold=maybe"], ConfigError, "calibration.fold=maybe"),
+        (["budget=smoke"], ConfigError, "budget=smoke: qexp ptq trains nothing that a budget could shorten"),
         (["quantizer=pact"], ConfigError, "it replaces ReLUs"),
         (["quantizer=pwlq", "quantizer.weight.breakpoints=2"], ConfigError, "is for one breakpoint"),
         (["quantizer=pwlq", "bits=1"], ConfigError, "bits=1 is not supported"),
@@ -168,3 +185,26 @@ def test_a_sweep_looks_before_it_starts(config):
     assert run_of(config("bits=4")) == ptq.plan(config("bits=4")).run_id
     with pytest.raises(ConfigError, match="bits=1 is not supported"):
         run_of(config("quantizer=pwlq", "bits=1"))
+
+
+@pytest.mark.slow
+def test_a_published_table_from_its_command_to_its_verdict(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = classifier(input_shape=(3, 32, 32), num_classes=10, architecture="mobilenet_v2")
+    torch.save(network.state_dict(), "network.pt")
+    words = ["experiment=pwlq/table4_loss", "model=mobilenet_v2", "model.weights=network.pt"]
+    digits = ["dataset=digits", "dataset.shape=[3,32,32]", "calibration.samples=8", "trainer.threads=1"]
+    assert hydra_app.main("ptq", [*words, *digits]) == 0
+    runs = find_runs(tmp_path / "outputs" / "pwlq" / "table4_loss")
+    found = {run.config["names"]["quantizer"]: run.result["test_accuracy"] for run in runs}
+    assert set(found) == {"none", "pwlq"}
+    capfd.readouterr()
+    assert table.main(["pwlq/table4_loss", "--output", "table.csv"]) == 0
+    rows = {row["row"]: row for row in csv.DictReader((tmp_path / "table.csv").read_text().splitlines())}
+    mine = rows["MobileNet-v2 PWLQ"]
+    assert float(mine["measured"]) == pytest.approx(found["none"] - found["pwlq"], abs=1e-12)
+    assert mine["verdict"] == "none: another data set"
+    assert mine["remarks"] == "dataset=digits, paper imagenet; calibration.samples=8, paper 512"
+    assert status.main(["outputs"]) == 0
+    assert capfd.readouterr().out.count("calibrated") == 2

@@ -53,7 +53,7 @@ def test_a_damaged_record_is_shown_and_not_fatal(tmp_path: Path) -> None:
     assert row["progress"] == "epoch 2 of ?"
 
 
-def test_a_sweeps_words_ask_train_what_it_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweeps_words_ask_the_command_that_makes_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     class Done:
@@ -61,8 +61,12 @@ def test_a_sweeps_words_ask_train_what_it_would_run(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(status.subprocess, "run", lambda command, **_: seen.append(command) or Done)
     assert status.main(["experiment=pact/fig8", "seed=0,1"]) == 0
-    expected = ["train", "--multirun", "--dry-run", "experiment=pact/fig8", "seed=0,1"]
-    assert seen == [[sys.executable, "-m", "qexp", *expected]]
+    assert status.main(["seed=0,1", "experiment=pwlq/table2", "model.weights=FILE"]) == 0
+    expected = [
+        ["train", "--multirun", "--dry-run", "experiment=pact/fig8", "seed=0,1"],
+        ["ptq", "--multirun", "--dry-run", "seed=0,1", "experiment=pwlq/table2", "model.weights=FILE"],
+    ]
+    assert seen == [[sys.executable, "-m", "qexp", *words] for words in expected]
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.errors import CheckpointError
 from qexp.models.mlp import MLP
 from qexp.models.resnet_cifar import ResNetV1
+from qexp.models.torchvision_models import classifier
 from qexp.models.weights import load_weights
 
 
@@ -198,6 +200,34 @@ def test_two_names_for_one_layer(tmp_path: Path) -> None:
     state = model.state_dict()
     torch.save(state | {"linear.bias": state["fc.bias"]}, tmp_path / "net.pth")
     refused(tmp_path / "net.pth", "two entries mean fc.bias", model=model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "foreign"), [("googlenet", "aux3.fc2.bias"), ("inception_v3", "Aux.fc.bias")]
+)
+def test_the_further_outputs_of_torchvisions_networks_are_left_out(
+    tmp_path: Path, architecture: str, foreign: str
+) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(
+        architecture, weights=None, num_classes=3, aux_logits=True, init_weights=False
+    ).eval()
+    ours = classifier(input_shape=(3, 96, 96), num_classes=3, architecture=architecture).eval()
+    state = theirs.state_dict()
+    torch.save(state | {foreign: torch.zeros(3)}, tmp_path / "more.pth")
+    refused(
+        tmp_path / "more.pth", f"1 of the file's {len(ours.state_dict()) + 1} are unknown ({foreign})", model=ours
+    )
+    torch.save(state, tmp_path / "net.pth")
+    load_weights(ours, tmp_path / "net.pth")
+    image = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        assert torch.equal(ours(image), theirs(image))
+
+
+def test_a_network_without_further_outputs_leaves_nothing_out(tmp_path: Path) -> None:
+    torch.save(network().state_dict() | {"aux1.fc.bias": torch.zeros(3)}, tmp_path / "net.pth")
+    refused(tmp_path / "net.pth", "1 of the file's 9 are unknown (aux1.fc.bias)")
 
 
 class TestPublicCheckpoint:

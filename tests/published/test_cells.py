@@ -9,8 +9,8 @@ from qexp.errors import ConfigError
 from qexp.published import artefact_names, load_artefact, parse_paper
 from qexp.published.cells import HOW
 
-# Each paper by its number at arXiv, or by the file it was read from.
-REFERENCES = ("arXiv:", "jun-fang/PWLQ@")
+# Each paper with its number at arXiv.
+REFERENCES = ("arXiv:1805.06085v2, ", "Fang et al., ECCV 2020, arXiv 2002.00104, ")
 
 CELLS = [cell for name in artefact_names() for cell in load_artefact(name).cells]
 
@@ -90,6 +90,33 @@ def test_a_misprint_keeps_both_readings() -> None:
 def test_a_data_file_with_a_mistake_is_refused(values: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_paper(changed(values))
+
+
+@pytest.mark.parametrize(
+    ("head", "run", "command"),
+    [
+        ({}, "", "train"),
+        ({"command": "train"}, "", "train"),
+        ({"command": "ptq"}, "model=m model.weights=FILE", "ptq"),
+    ],
+)
+def test_a_paper_says_which_command_makes_its_runs(head: dict[str, str], run: str, command: str) -> None:
+    artefact = parse_paper({**PAPER, **head})["table2"]
+    (cell,) = artefact.cells
+    assert (artefact.command, cell.command, cell.run) == (command, command, run)
+    with pytest.raises(ConfigError, match="some: command='eval' is none of train, ptq"):
+        parse_paper({**PAPER, "command": "eval"})
+
+
+def test_a_number_keeps_the_digits_of_its_page() -> None:
+    cells = {(cell.row, cell.column): cell for cell in load_artefact("pwlq/table2").cells}
+    assert cells["ResNet-50 uniform", "8 bit"].printed == "76.10"
+    (error, *_) = load_artefact("pwlq/s_table1_mse").cells
+    assert (error.value, error.printed) == (7.56e-8, "7.56e-8")
+    assert type(error.value) is float
+    (lost,) = (cell for cell in load_artefact("pwlq/table4_loss").cells if cell.row == "MobileNet-v2 PWLQ")
+    assert (lost.value, lost.printed) == (2.68, "2.66")  # a misprint: what is compared
+    assert parse_paper(PAPER)["table2"].cells[0].printed == "11.1"
 
 
 def test_an_unknown_table_names_the_nearest() -> None:

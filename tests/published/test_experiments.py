@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from hydra import version
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
-from qexp.composition import encode_override
+from qexp.build import build
+from qexp.composition import decode_layers, encode_override, loader
 from qexp.grids import expand
 from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
+from qexp.quantizers.base import Site
 from qexp.report.facts import Facts, facts
 from qexp.report.verdicts import _same
 from qexp.runs import Run
 
-from ..composing import compose
-
 EXPERIMENTS = [name for name in artefact_names() if (config_dir() / "experiment" / f"{name}.yaml").exists()]
+AFTER_TRAINING = [name for name in EXPERIMENTS if load_artefact(name).command == "ptq"]
+TRAINED_AT = {"inception_v3": ([342, 299], [0.5] * 3), "resnet50": ([256, 224], [0.485, 0.456, 0.406])}
+TRAINED_AT["mobilenet_v2"] = TRAINED_AT["resnet50"]
+"""Resizing, crop and mean with which torchvision's published weights see images."""
+
+SITES = {"weight": Site("x", "weight", (4, 3, 3, 3)), "activation": Site("x", "input", (4,))}
 
 
-def jobs_of(name: str, typed: list[str]) -> list[Facts]:
-    """Return what the jobs of an experiment would be, described as their runs will be."""
-    node: Any = OmegaConf.load(config_dir() / "experiment" / f"{name}.yaml")
+def node_of(name: str) -> Any:
+    return OmegaConf.load(config_dir() / "experiment" / f"{name}.yaml")
+
+
+@cache
+def configurations(name: str, typed: str) -> list[dict[str, Any]]:
+    """Return the configuration of each job of an experiment, with its choices' names, as its run will keep it."""
+    version.setbase("1.3")
     found = []
-    for words in expand(list(node.experiment.grids), {}, typed):
-        overrides = [encode_override(word) for word in words]
-        plain = compose(f"experiment={name}", *overrides)
-        chosen = dict(word.split("=", 1) for word in words)
-        recipe = chosen.get("recipe") or node.defaults[0]["override /recipe"]
-        recipe_node: Any = OmegaConf.load(config_dir() / "recipe" / f"{recipe}.yaml")
-        picked = {key: value for item in recipe_node.defaults for key, value in item.items()}
-        plain["names"] = {key: picked[f"override /{key}"] for key in ("model", "dataset")}
-        plain["names"]["quantizer"] = chosen["quantizer"]
-        found.append(facts(Run(config_dir() / "x", "done", plain, {}, None, {})))
+    for words in expand(list(node_of(name).experiment.grids), {}, typed.split()):
+        overrides = [f"experiment={name}", *map(encode_override, words)]
+        config = loader().load_configuration(load_artefact(name).command, overrides, RunMode.RUN)
+        choices = config.hydra.runtime.choices
+        names = {key: str(choices[key]) for key in ("model", "dataset", "quantizer", "observer") if key in choices}
+        with open_dict(config):
+            del config["hydra"]
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        found.append({**plain, "layers": decode_layers(plain["layers"]), "names": names})
     return found
+
+
+def jobs_of(name: str, typed: str) -> list[Facts]:
+    """Return what the jobs of an experiment would be, described as their runs will be."""
+    return [facts(Run(config_dir() / "x", "done", plain, {}, None, {})) for plain in configurations(name, typed)]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -45,7 +63,7 @@ def test_each_cell_is_one_job_of_its_experiment(name: str) -> None:
         if not cell.keys:
             continue
         if cell.run not in jobs:
-            jobs[cell.run] = jobs_of(name, cell.run.split())
+            jobs[cell.run] = jobs_of(name, cell.run)
         fitting = [
             job for job in jobs[cell.run] if all(_same(job.get(key), wanted) for key, wanted in cell.keys.items())
         ]
@@ -60,6 +78,30 @@ def test_each_cell_is_one_job_of_its_experiment(name: str) -> None:
             assert any(all(_same(one.get(key), wanted) for key, wanted in baseline.items()) for one in same)
 
 
+@pytest.mark.parametrize("name", AFTER_TRAINING)
+def test_an_experiment_of_trained_networks(name: str) -> None:
+    node, artefact = node_of(name), load_artefact(name)
+    assert node.experiment.command == "ptq"
+    assert set(node) == {"defaults", "experiment", "hydra"}  # the paper's recipe is the command's own
+    typed = list(dict.fromkeys(cell.run for cell in artefact.cells if cell.run))
+    jobs = [plain for words in typed for plain in configurations(name, words)]
+    assert len(jobs) == len(expand(list(node.experiment.grids), {}, []))
+    for plain in jobs:
+        seen = [plain["dataset"]["resize"], plain["dataset"]["crop"]]
+        assert (seen, plain["dataset"]["mean"]) == TRAINED_AT[plain["names"]["model"]]
+        assert plain["names"]["dataset"] == "imagenet"
+        for part, site in SITES.items():
+            if plain["quantizer"][part] is not None:  # a setting that the method refuses ends here
+                build(plain["quantizer"][part], bits=plain["bits"][part], site=site)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_header_says_the_command(name: str) -> None:
+    first, second, *_ = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert first == "# @package _global_"
+    assert second.startswith(f"# qexp {load_artefact(name).command} experiment={name}")
+
+
 def test_every_table_and_figure_with_runs_is_an_experiment() -> None:
     # A paper's numbers may come before its first experiment; from that on each of them needs its own.
     begun = {name for name in artefact_names() if (config_dir() / "experiment" / name.partition("/")[0]).is_dir()}
@@ -68,4 +110,6 @@ def test_every_table_and_figure_with_runs_is_an_experiment() -> None:
     wanted = {f"pact/table{number}" for number in range(1, 9)} | {
         f"pact/fig{number}" for number in (1, 2, 3, 4, 5, 7, 8, 9)
     }
+    wanted |= {f"pwlq/table{number}" for number in range(1, 5)} | {"pwlq/fig2_left", "pwlq/fig2_right"}
+    wanted |= {f"pwlq/s_table{number}" for number in range(1, 7)} | {"pwlq/table4_loss", "pwlq/s_table1_mse"}
     assert wanted <= set(EXPERIMENTS)

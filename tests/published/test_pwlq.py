@@ -116,10 +116,10 @@ def test_a_cell_names_its_paper_its_table_and_how_it_was_read() -> None:
     for name in CELLS:
         main, figure = not name.startswith("s_"), name.startswith("fig")
         number = name.removeprefix("s_").removeprefix("table").partition("_")[0]
-        file = "paper/2949.pdf" if main else "paper/2949-supp.pdf"
+        of = "" if main else ", supplement"
         part = f"Figure 2 ({name.removeprefix('fig2_')})" if figure else f"Table {number}"
         for cell in cells(name):
-            assert cell.source == f"jun-fang/PWLQ@d4f86c7, {file}, {part}"
+            assert cell.source == f"Fang et al., ECCV 2020, arXiv 2002.00104{of}, {part}"
             assert cell.how == ("read_off" if figure else "printed")
 
 

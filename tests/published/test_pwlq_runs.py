@@ -14,6 +14,7 @@ NETWORKS = {"Inception-v3": "inception_v3", "ResNet-50": "resnet50", "MobileNet-
 RECIPE = {
     "dataset": "imagenet",
     "calibration.samples": 512,
+    "calibration.batch_size": 4,
     "observer": "top_k",
     "observer.k": 10,
     "first_last": "same",
@@ -24,7 +25,7 @@ RECIPE = {
 SETTINGS = {
     *("model", "quantizer", "bits", "first_last", "calibration.bias_correction", "observer", "observer.k"),
     *("observer.gamma", "quantizer.weight.scope", "quantizer.weight.breakpoints", "quantizer.weight.search"),
-    "quantizer.weight.overlap",
+    *("quantizer.weight.overlap", "quantizer.weight.perturbation"),
 }
 
 
@@ -48,6 +49,13 @@ def test_a_runnable_cell_names_its_network_and_known_settings_only(name: str) ->
             assert (
                 not bits if cell.keys["quantizer"] == "none" else {"bits", "calibration.bias_correction"} <= bits
             )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formulas_are_asked_for_with_one_breakpoint_alone(name: str) -> None:
+    for cell in cells(name):
+        if int(cell.keys.get("quantizer.weight.breakpoints", 1)) > 1:
+            assert cell.keys["quantizer.weight.search"] == cell.recipe["quantizer.weight.search"] == "gauss"
 
 
 @pytest.mark.parametrize("name", NAMES)
