@@ -303,3 +303,20 @@ def test_no_epochs_are_told_of_a_run_that_has_none(calibrated: Make, tmp_path: P
     (path / "result.json").unlink()
     (run,) = find_runs(tmp_path)
     assert progress_text(run) == "calibration"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("quantizer=uniform",), (False, "none")),
+        (("quantizer=dfq",), (True, "analytic")),
+        (
+            ("quantizer=dfq", "calibration.equalize=false", "calibration.bias_correction=empirical"),
+            (False, "empirical"),
+        ),
+    ],
+)
+def test_preparations_are_those_of_the_method_unless_typed(calibrated, words, expected):
+    (run,) = find_runs(calibrated(*words))
+    told = facts(run)
+    assert (told.get("calibration.equalize"), told.get("calibration.bias_correction")) == expected
