@@ -135,8 +135,11 @@ class Config:
 
     @property
     def quantized(self) -> bool:
-        """Whether anything is quantized at all."""
-        return bool(self.quantizer.get("weight") or self.quantizer.get("activation"))
+        """Whether anything is quantized at all, be it a part set apart alone."""
+        return any(
+            node.get("weight") or node.get("activation")
+            for node in (self.quantizer, *(setting.method or {} for setting in self.layers))
+        )
 
     @property
     def first_bits(self) -> tuple[int, int]:

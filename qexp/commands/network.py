@@ -46,7 +46,7 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
     if config.calibration is not None:
         return calibrated_network(config, source).quantized()
     model = build_float(config, source)
-    if not config.quantized and not any(setting.method for setting in config.layers):
+    if not config.quantized:
         return model
     return quantize_model(make_plan(model, scheme(config, source), source.shape))
 
@@ -102,7 +102,7 @@ def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
     settings = config.calibration
     assert settings is not None  # the caller has looked
     folding = fold_batch_norm(build_float(config, source).eval(), settings.fold)
-    if not config.quantized and not any(setting.method for setting in config.layers):
+    if not config.quantized:
         return AfterTraining(folding, None)
     equalized = equalize(folding) if config.equalize else None
     folding = folding if equalized is None else equalized.folding

@@ -40,6 +40,10 @@ def plan(config: Config) -> Planned:
             "model.weights: qexp ptq starts from a trained network, a random one is never quantized; give a"
             " checkpoint or a run's folder."
         )
+    if config.trainer.devices > 1:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: qexp ptq runs in one process; leave it at 1."
+        )
     source = build(config.dataset)
     digests = digests_of(config, source)
     if config.quantized:

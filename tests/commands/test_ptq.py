@@ -165,6 +165,7 @@ def test_dry_run_writes_nothing(config, tmp_path):
         (["quantizer=pact"], ConfigError, "it replaces ReLUs"),
         (["quantizer=pwlq", "quantizer.weight.breakpoints=2"], ConfigError, "is for one breakpoint"),
         (["quantizer=pwlq", "bits=1"], ConfigError, "bits=1 is not supported"),
+        (["trainer.devices=2"], ConfigError, "qexp ptq runs in one process"),
     ],
 )  # fmt: skip
 def test_mistakes(config, words, kind, text):
