@@ -20,6 +20,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 _SCRATCH = Path(tempfile.mkdtemp(prefix="qexp-tests-"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: with threads besides they would all wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Before anything is imported that reads them, and for the processes that tests start.
 os.environ["QEXP_CACHE"] = str(_SCRATCH / "cache")
 os.environ["MPLCONFIGDIR"] = str(_SCRATCH / "matplotlib")
