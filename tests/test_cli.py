@@ -113,7 +113,7 @@ def test_completion_in_a_real_bash(tmp_path: Path) -> None:
     program.chmod(0o755)
     script = """
         eval "$(qexp -sc install=bash)"
-        COMP_LINE="qexp train quantizer=d" COMP_WORDS=(qexp train quantizer=d) COMP_CWORD=2
+        COMP_LINE="qexp train quantizer=do" COMP_WORDS=(qexp train quantizer=do) COMP_CWORD=2
         hydra_bash_completion
         echo "${COMPREPLY[*]}"
     """

@@ -171,7 +171,7 @@ def test_preview_says_how_a_failed_run_would_go_on(config, capsys):
     with planned.run.lock():
         assert train.run(config(), dry_run=True)["status"] == "running"
     planned.run.write_result({"test_accuracy": None})
-    assert train.preview(config())["status"] == "skip"
+    assert train.run(config(), dry_run=True)["status"] == "skip"
     assert train.run(config())["status"] == "skipped"
     assert "test accuracy not known" in capsys.readouterr().out
 

@@ -36,7 +36,7 @@ def alive(process: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers look every 5 s whether their parent lives")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_finish_an_epoch_through_signals_and_end_with_a_killed_parent(tree):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tree)], capture_output=True, text=True, check=False

@@ -1,12 +1,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,42 +187,6 @@ def test_imagenet_workers_do_not_change_a_batch(tree):
         helped = batches_of(imagenet(tree, augment=augment, workers=2), epoch=3)
         assert len(alone) == 3 and alone[0][0].shape == (4, 3, 32, 32) and same(alone, helped)
         assert not same(alone, batches_of(imagenet(tree, augment=augment), epoch=4))
-
-
-KILLED = """
-import multiprocessing, os, signal, sys
-from qexp.data.imagenet import ImageNet
-
-if __name__ == "__main__":
-    colours = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    source = ImageNet(root=sys.argv[1], num_classes=2, resize=40, crop=32, workers=2, **colours)
-    batches = iter(source.train_batches(2, 0, "cpu"))
-    next(batches)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_end_with_a_process_that_is_killed(tree, tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    said = tmp_path / "said.txt"  # a pipe would stay open as long as a worker that is left
-    with said.open("w") as stream:
-        killed = subprocess.run([sys.executable, script, tree], stdout=stream, timeout=120)
-    workers = [int(pid) for pid in said.read_text().split()]
-    assert killed.returncode == -signal.SIGKILL and len(workers) == 2
-    deadline = time.monotonic() + 30
-    while any(map(_runs, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(_runs, workers))
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_imagenet_resumes_and_divides_among_ranks(tree):
