@@ -61,7 +61,7 @@ class PiecewiseGrid:
         integers = self._integers(value, pieces, rounding)
         low, width = self._chosen(pieces, self.low), self._chosen(pieces, self.width)
         magnitude = low + width * self._shares(pieces, integers)
-        return torch.where(value < 0, -magnitude, magnitude).to(x.dtype)
+        return torch.copysign(magnitude, value).to(x.dtype)
 
     def codes(self, x: Tensor) -> Codes:
         """Return which value each element takes, the values of all pieces in ascending order."""

