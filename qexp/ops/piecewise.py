@@ -61,7 +61,8 @@ class PiecewiseGrid:
         integers = self._integers(value, pieces, rounding)
         low, width = self._chosen(pieces, self.low), self._chosen(pieces, self.width)
         magnitude = low + width * self._shares(pieces, integers)
-        return torch.copysign(magnitude, value).to(x.dtype)
+        # Not copysign(magnitude, value), whose gradient is zero where the magnitude is.
+        return (magnitude * torch.copysign(torch.ones_like(value), value.detach())).to(x.dtype)
 
     def codes(self, x: Tensor) -> Codes:
         """Return which value each element takes, the values of all pieces in ascending order."""
