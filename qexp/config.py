@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from qexp.bits import BITS, parse_bits
 from qexp.errors import ConfigError
@@ -15,6 +15,7 @@ from qexp.settings import (
     Budget,
     Calibration,
     Config,
+    Correction,
     Evaluation,
     Experiment,
     Explain,
@@ -40,6 +41,7 @@ __all__ = [
 
 SCOPES = ("layer", "channel", "element", "network")
 PLACEMENTS = ("relu", "input")
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 LARGEST_SEED = 2**63 - 1
 """What torch's generators take."""
 
@@ -117,10 +119,7 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
             if "scope" in target:
                 Reader(target, f"{path}.{key}", errors).choice("scope", SCOPES)
     reader.choice("placement", PLACEMENTS)
-    for key, known in (
-        ("equalize", (True, False)),
-        ("bias_correction", ("none", "channel", "analytic", "empirical")),
-    ):
+    for key, known in (("equalize", (True, False)), ("bias_correction", CORRECTIONS)):
         if key in reader.node:
             reader.choice(key, known)
     reader.get("first_last", None, lambda value: end_bits(value, (32, 32)), "a width (1 to 8, or 32), or same")
@@ -222,7 +221,7 @@ def _calibration(node: object, errors: list[str]) -> Calibration:
         batch_size=reader.integer("batch_size", 1),
         fold=reader.choice("fold", ("auto", "strict", "none")),
         equalize=reader.choice("equalize", (None, True, False)),
-        bias_correction=reader.choice("bias_correction", (None, "none", "channel", "analytic", "empirical")),
+        bias_correction=reader.choice("bias_correction", (None, *CORRECTIONS)),
     )
 
 

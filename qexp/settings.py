@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from qexp.bits import parse_bits
 
+Correction = Literal["none", "channel", "analytic", "empirical"]
+"""Bias corrections after training."""
+
 
 @dataclass(frozen=True)
 class Bits:
@@ -95,7 +98,7 @@ class Calibration:
     batch_size: int = 4
     fold: Literal["auto", "strict", "none"] = "auto"
     equalize: bool | None = None
-    bias_correction: Literal["none", "channel", "analytic", "empirical"] | None = None
+    bias_correction: Correction | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Config:
         return bool(self.quantizer.get("equalize", False)) if typed is None else typed
 
     @property
-    def bias_correction(self) -> Literal["none", "channel", "analytic", "empirical"]:
+    def bias_correction(self) -> Correction:
         """The correction after training: as typed, else as the method has it, else none."""
         typed = self.calibration.bias_correction if self.calibration else None
         return typed or self.quantizer.get("bias_correction") or "none"

@@ -9,8 +9,8 @@ from typing import Any
 
 from qexp.config import Config
 from qexp.files import file_digest
-from qexp.identity import identity, run_id
-from qexp.runs import RunDirectory, link_run, made_elsewhere
+from qexp.identity import config_digest, identity, run_id
+from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_elsewhere
 
 PRIMARY_METRIC = "test_accuracy"
 
@@ -41,6 +41,23 @@ class Planned:
             "primary_metric": PRIMARY_METRIC,
         }
 
+    def result(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Return what `result.json` holds of every finished run, whatever made it."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "run_id": self.run_id,
+            "status": "done",
+            "metrics": metrics,
+            "primary_metric": PRIMARY_METRIC,
+            "higher_is_better": True,
+            "test_accuracy": metrics[PRIMARY_METRIC],
+            "seed": self.config.seed,
+            "config_digest": config_digest(self.config),
+            "data_digest": self.identity["digests"]["data"],
+            "budget": {"name": self.config.budget.name},
+            "warnings": self.run.read_warnings(),
+        }
+
     def preview(self) -> dict[str, Any]:
         """Print and return what running it would do (skip, resume, start; running: another process does it now).
 
@@ -67,6 +84,13 @@ class Planned:
         shown = f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else "not known"
         print(f"done already: {self.run.path}  test accuracy {shown}")
         return self.record("skipped", result)
+
+
+def accuracy_line(metrics: Mapping[str, float], how: str) -> str:
+    """Return what a finished run says first: its accuracies, and in brackets how they were come by."""
+    top5 = metrics.get("test_accuracy_top5")
+    also = "" if top5 is None else f", top-5 {top5:.4f}"
+    return f"test accuracy {metrics[PRIMARY_METRIC]:.4f}{also}  ({how})"
 
 
 def name_run(config: Config, source: Any, digests: Mapping[str, str], *, compiled: bool | None = None) -> Planned:

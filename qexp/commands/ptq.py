@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from qexp.build import build
-from qexp.commands.planning import PRIMARY_METRIC, Planned, digests_of, name_run
+from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import ConfigError, DataError
 from qexp.files import atomic_write
-from qexp.identity import config_digest
-from qexp.runs import FORMAT_VERSION
 
 LAYERS = "layers.csv"
 """What was fitted in each layer: the mean squared error of its weights, and ranges and breakpoints by name, each
@@ -119,25 +117,14 @@ def _quantize(planned: Planned, network: Any) -> None:
     save_network(planned.run.checkpoint, quantized)
     planned.run.write_result(
         {
-            "format_version": FORMAT_VERSION,
-            "run_id": planned.run_id,
-            "status": "done",
-            "metrics": metrics,
-            "primary_metric": PRIMARY_METRIC,
-            "higher_is_better": True,
-            "test_accuracy": metrics[PRIMARY_METRIC],
+            **planned.result(metrics),
             "calibration_seconds": round(seconds, 3),
-            "seed": config.seed,
-            "config_digest": config_digest(config),
-            "data_digest": planned.identity["digests"]["data"],
             "weights_digest": planned.identity["digests"]["weights"],
-            "budget": {"name": config.budget.name},
             "folded": [list(pair) for pair in network.folding.folded],
             "kept_batch_norms": [list(pair) for pair in network.folding.kept],
             "equalized": [list(pair) for pair in network.equalized.pairs] if network.equalized else [],
             "unclipped": list(network.equalized.unclipped) if network.equalized else [],
             "uncorrected": list(network.uncorrected),
-            "warnings": planned.run.read_warnings(),
         }
     )
     _say(planned, network, metrics, seconds)
@@ -164,9 +151,7 @@ def _table(found: Sequence[Any]) -> str:
 
 
 def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: float) -> None:
-    top5 = metrics.get("test_accuracy_top5")
-    also = "" if top5 is None else f", top-5 {top5:.4f}"
-    print(f"test accuracy {metrics[PRIMARY_METRIC]:.4f}{also}  (calibrated in {seconds:.1f} s)")
+    print(accuracy_line(metrics, f"calibrated in {seconds:.1f} s"))
     if network.folding.kept:
         names = ", ".join(name for name, _ in network.folding.kept[:3])
         more = f" and {len(network.folding.kept) - 3} more" if len(network.folding.kept) > 3 else ""

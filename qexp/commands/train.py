@@ -11,12 +11,10 @@ from typing import Any
 from qexp.build import build
 from qexp.commands import distributed
 from qexp.commands.devices import devices_of, occupied
-from qexp.commands.planning import PRIMARY_METRIC, Planned, digests_of, name_run
+from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
-from qexp.identity import config_digest
-from qexp.runs import FORMAT_VERSION
 
 
 def plan(config: Config) -> Planned:
@@ -146,23 +144,9 @@ def _train(planned: Planned, network: Any) -> dict[str, Any]:
     seconds, compiled = metrics.pop("train_seconds"), bool(metrics.pop("compiled"))
     metrics |= evaluate(network, planned.source, config, "test")
     figure = _figures(planned, metrics)
-    result = {
-        "format_version": FORMAT_VERSION,
-        "run_id": planned.run_id,
-        "status": "done",
-        "metrics": metrics,
-        "primary_metric": PRIMARY_METRIC,
-        "higher_is_better": True,
-        "test_accuracy": metrics[PRIMARY_METRIC],
-        "train_seconds": round(seconds, 3),
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "compiled": compiled,
-        "config_digest": config_digest(config),
-        "data_digest": planned.identity["digests"]["data"],
-        "budget": {"name": config.budget.name, "epochs": config.epochs, "train_seconds": round(seconds, 3)},
-        "warnings": run_folder.read_warnings(),
-    }
+    result = planned.result(metrics)
+    result |= {"train_seconds": round(seconds, 3), "epochs": config.epochs, "compiled": compiled}
+    result["budget"] |= {"epochs": config.epochs, "train_seconds": round(seconds, 3)}
     run_folder.write_result(result)
     _say_result(planned, result, figure)
     return result
@@ -192,9 +176,7 @@ def _figures(planned: Planned, metrics: dict[str, float]) -> Path | None:
 
 
 def _say_result(planned: Planned, result: dict[str, Any], figure: Path | None) -> None:
-    top5 = result["metrics"].get("test_accuracy_top5")
-    also = "" if top5 is None else f", top-5 {top5:.4f}"
-    print(f"test accuracy {result['test_accuracy']:.4f}{also}  ({planned.config.epochs} epochs)")
+    print(accuracy_line(result["metrics"], f"{planned.config.epochs} epochs"))
     print(f"run           {planned.run.path}")
     if figure is not None:
         print(f"figure        {figure}")

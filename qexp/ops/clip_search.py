@@ -67,7 +67,7 @@ def least_squares_step(x: Tensor, lowest: int, highest: int, channels: bool) -> 
             integers = (rows / torch.where(step > 0, step, 1.0)).round().clamp(lowest, highest)
             power = integers.square().sum(1, keepdim=True)
             step = (rows * integers).sum(1, keepdim=True) / power.clamp(min=1)
-            integers = (rows / torch.where(step > 0, step, 1.0)).round().clamp(lowest, highest)
+        integers = (rows / torch.where(step > 0, step, 1.0)).round().clamp(lowest, highest)
         error = (rows - integers * step).square().sum(1, keepdim=True)
         better = error < least
         best, least = torch.where(better, step, best), torch.where(better, error, least)

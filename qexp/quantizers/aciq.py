@@ -17,7 +17,7 @@ from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
 from qexp.ops.uniform import extremes, spread_axes
 from qexp.quantizers.base import Quantizer, Rounding, Site
-from qexp.quantizers.uniform import range_shape, refuse_no_numbers, refuse_other
+from qexp.quantizers.uniform import kept_ends, range_shape, refuse_no_numbers, refuse_other
 
 CLIPS = ("none", "laplace", "gauss")
 
@@ -96,12 +96,7 @@ class ACIQWeight(Quantizer):
 
     def _grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (lowest level, step, steps); without a step the one level is the middle."""
-        low, high = self.low, self.high
-        if not (self.holds(low) or self.holds(high)):
-            kept = (low != 0) | (high != 0)
-            low, high = (
-                torch.where(kept, held, now) for held, now in zip((low, high), self._range(x), strict=True)
-            )
+        low, high = kept_ends(self, self.low, self.high, lambda: self._range(x))
         alone = self.steps == 0
         step = torch.where(alone, 0.0, (high - low) / torch.where(alone, 1.0, self.steps))
         return torch.where(alone, (low + high) / 2, low), step, self.steps

@@ -36,7 +36,6 @@ class AdaRoundWeight(Quantizer):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
-    learns_rounding: ClassVar[bool] = True
     step: Tensor
     moved: Tensor
     """int8, of the weights' shape: the chosen integer less the nearest one; 0 until it was learned."""

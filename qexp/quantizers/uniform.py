@@ -6,6 +6,7 @@ equations 1 and 2: the baseline that every post-training method is compared with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -86,19 +87,14 @@ class UniformWeight(Quantizer):
         """Add the share of weights beyond the range."""
         description = super().describe(x)
         if x is not None:
-            low, high = self._ends(x)
-            description.shares["clipped"] = ((x < low) | (x > high)).float().mean()
+            description.shares["clipped"] = share_outside(x, *self._ends(x))
         return description
 
     def _grid(self, x: Tensor) -> Grid:
         return make_grid(self.grid, self.bits, *self._ends(x))
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.holds(self.low) or self.holds(self.high):
-            return self.low, self.high
-        low, high = self._range(x.detach())
-        kept = (self.low != 0) | (self.high != 0)  # a range of zeros is measured again, and is the same
-        return torch.where(kept, self.low, low), torch.where(kept, self.high, high)
+        return kept_ends(self, self.low, self.high, lambda: self._range(x.detach()))
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.scope == "channel"
@@ -157,8 +153,7 @@ class UniformActivation(Quantizer):
         """Add the share of elements beyond the range."""
         description = super().describe(x)
         if x is not None:
-            low, high = self._ends(x)
-            description.shares["clipped"] = ((x < low) | (x > high)).float().mean()
+            description.shares["clipped"] = share_outside(x, *self._ends(x))
         return description
 
     def _grid(self, x: Tensor) -> Grid:
@@ -168,11 +163,26 @@ class UniformActivation(Quantizer):
         return make_grid("asymmetric", self.bits, torch.zeros_like(high), high.clamp(min=0))
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.holds(self.low) or self.holds(self.high):
-            return self.low, self.high
-        low, high = torch.aminmax(x.detach().float())
-        kept = (self.low != 0) | (self.high != 0)
-        return torch.where(kept, self.low, low), torch.where(kept, self.high, high)
+        return kept_ends(self, self.low, self.high, lambda: extremes(x.detach(), channels=False))
+
+
+def kept_ends(
+    quantizer: Quantizer, low: Tensor, high: Tensor, measure: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return the ends of a range that was kept, those that `measure` returns where none was.
+
+    A range of zeros is measured again, and is the same.
+    """
+    if quantizer.holds(low) or quantizer.holds(high):
+        return low, high
+    kept = (low != 0) | (high != 0)
+    measured = measure()
+    return torch.where(kept, low, measured[0]), torch.where(kept, high, measured[1])
+
+
+def share_outside(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the share (0 to 1) of elements beyond a range."""
+    return ((x < low) | (x > high)).float().mean()
 
 
 def range_shape(scope: str, site: Site) -> tuple[int, ...]:
