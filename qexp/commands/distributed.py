@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+from qexp import forkserver
 from qexp.build import check_targets
 from qexp.config import Config, parse
 from qexp.errors import Interrupted, QexpError, TrainingError
@@ -66,8 +67,7 @@ class Worker:
     report: Report | None = None
 
     def __init__(self, plain: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = forkserver.context(_PRELOADED)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(dict(plain), dict(environment), theirs))
         with _start_method("forkserver"):
@@ -192,6 +192,7 @@ def _work(plain: dict[str, Any], environment: dict[str, str], pipe: Connection) 
     """Run one process of a job, report a failure on `pipe`, and end without waiting for the others."""
     with suppress(OSError):
         os.setsid()  # Ctrl-C reaches this process once, passed on by the parent, not by the terminal as well
+    forkserver.hear_signals()
     os.environ.clear()
     os.environ.update(environment)
     # What the run itself starts, it starts as a run of one process does.

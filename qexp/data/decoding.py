@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterable, Iterator
-from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qexp import forkserver
 from qexp.data import images
 from qexp.data.augment import normalise
 from qexp.data.batches import Batch, Batches, Plan
 from qexp.data.crops import cut
 from qexp.data.trees import Tree
 from qexp.errors import DataError
-
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""How workers start. A process that trains has threads (of its reductions, of its loggers), and one forked from it
-may wait for ever for a lock that one of them held: workers are forked from a server that computes nothing."""
 
 _PRELOADED = ["qexp.data.decoding"]
 
@@ -75,23 +70,31 @@ class FileBatches(Batches):
             sampler=((epoch, share.tolist()) for share in shares),
             num_workers=self.workers,
             worker_init_fn=_begin_worker,
-            multiprocessing_context=_context() if self.workers else None,
+            multiprocessing_context=forkserver.context(_PRELOADED) if self.workers else None,
             pin_memory=device.type == "cuda",
             # A generator of its own: the loader draws a number, and must not move the run's generators.
             generator=torch.Generator(),
         )
-        for batch in loader:
+        with forkserver.following():
+            batches = iter(loader)
+        while (batch := self._next(batches)) is not None:
             if isinstance(batch, str):
                 raise DataError(batch)
             images_, labels = (each.to(device, non_blocking=True) for each in batch)
             values = normalise(images_, self.scale, self.shift)
             yield values if self.channels_last else values.contiguous(), labels
 
-
-def _context() -> BaseContext:
-    context = multiprocessing.get_context(START)
-    context.set_forkserver_preload(_PRELOADED)  # so that every later worker starts in milliseconds
-    return context
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor] | str]) -> tuple[Tensor, Tensor] | str | None:
+        try:
+            return next(batches, None)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # Noticed missing, or what it had begun to hand over can no longer be fetched from it.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a decoding process was ended from outside, most likely because memory ran out; {self.workers}"
+                " were at work: dataset.workers=N takes fewer."
+            ) from error
 
 
 def _begin_worker(number: int) -> None:
@@ -99,8 +102,7 @@ def _begin_worker(number: int) -> None:
 
     Ctrl-C and a scheduler's SIGTERM reach every process: the workers go on, so that the step can be finished.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    forkserver.ignore_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
