@@ -25,6 +25,7 @@ BESIDE = {
     "paths": 0,
     "bits": 0,
     "files": 0,
+    "forkserver": 0,
     "shapes": 1,
     "tracing": 3,
     "plan": 3,
