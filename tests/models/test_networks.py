@@ -8,6 +8,7 @@ from torch.fx import GraphModule, symbolic_trace
 from qexp.errors import ConfigError
 from qexp.models.alexnet_bn import AlexNetBN
 from qexp.models.mlp import MLP
+from qexp.models.mobile_cifar import mobilenet_v2_cifar, shufflenet_v2_cifar
 from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
 from qexp.models.svhn import SVHNNet
 from qexp.models.torchvision_models import classifier
@@ -90,6 +91,8 @@ def test_preactivation_shortcut_carries_the_sum_and_its_average() -> None:
         (SVHNNet(input_shape=(3, 37, 46), num_classes=10), (3, 37, 46)),
         (AlexNetBN(input_shape=(3, 48, 90), num_classes=10, hidden=16), (3, 48, 90)),
         (classifier(input_shape=(3, 32, 32), num_classes=10, architecture="resnet18"), (3, 32, 32)),
+        (mobilenet_v2_cifar(input_shape=(1, 29, 30), num_classes=10, width=0.25), (1, 29, 30)),
+        (shufflenet_v2_cifar(input_shape=(1, 29, 30), num_classes=10, width=0.5), (1, 29, 30)),
     ],
 )
 def test_output_is_one_row_of_logits_per_image_and_traces_alike(model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -114,6 +117,8 @@ def test_initialization_keeps_the_scale_of_the_signal() -> None:
         (lambda: ResNetV1(**CIFAR, depth=2), "model.depth=2"),
         (lambda: MLP(input_shape=(1, 8, 8), num_classes=10, hidden=[]), "model.hidden"),
         (lambda: MLP(input_shape=(1, 8, 8), num_classes=10, hidden=[8, 0]), "model.hidden"),
+        (lambda: mobilenet_v2_cifar(**CIFAR, width=0), "model.width=0"),
+        (lambda: shufflenet_v2_cifar(**CIFAR, width=0.75), "the paper has 0.5, 1.0, 1.5, 2.0"),
         (lambda: SVHNNet(**CIFAR), "32x32 are too small"),
         (lambda: SVHNNet(input_shape=(3, 40, 40), num_classes=10, dropout=1.0), "dropout=1.0"),
         (lambda: AlexNetBN(**CIFAR), "32x32 are too small"),
@@ -127,3 +132,24 @@ def test_what_cannot_be_built_is_refused_in_one_line(make, text: str) -> None:
         make()
     assert text in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_mobile_networks_for_small_images_keep_their_weights_and_shrink_eight_times() -> None:
+    """As many weights as torchvision's for 224x224, with the last layer's outputs; only strides differ."""
+    for make, architecture in ((mobilenet_v2_cifar, "mobilenet_v2"), (shufflenet_v2_cifar, "shufflenet_v2_x1_0")):
+        model = make(**CIFAR)
+        like = {
+            name: tuple(value.shape)
+            for name, value in classifier(
+                input_shape=(3, 224, 224), num_classes=CIFAR["num_classes"], architecture=architecture
+            )
+            .state_dict()
+            .items()
+        }
+        assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == like
+        pooled = (
+            model.features
+            if architecture == "mobilenet_v2"
+            else nn.Sequential(model.conv1, model.maxpool, model.stage2, model.stage3, model.stage4, model.conv5)
+        )
+        assert pooled(torch.zeros(2, 3, 32, 32)).shape[-2:] == (4, 4)
