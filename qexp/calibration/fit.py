@@ -27,6 +27,8 @@ class Fitted:
     Attributes:
         values: what its quantizer kept, by name.
         error: mean squared error of the weights; None for an input.
+        count: of the weights.
+        stored_bits: that each of them takes in memory; scales and ranges are not counted.
     """
 
     layer: str
@@ -35,6 +37,7 @@ class Fitted:
     values: dict[str, Tensor]
     error: float | None = None
     count: int = 0
+    stored_bits: float = 0
 
 
 def correct_weights(plan: Plan, correction: str) -> None:
@@ -77,7 +80,10 @@ def fitted_weights(model: nn.Module, plan: Plan) -> Iterator[Fitted]:
         if layer.weight is not None:
             weight = _tensor(model, layer)
             error = float((layer.weight(weight) - weight).double().square().mean())
-            yield Fitted(layer.name, "weight", layer.weight.bits, layer.weight.fitted(), error, weight.numel())
+            found = layer.weight.fitted()
+            yield Fitted(
+                layer.name, "weight", layer.weight.bits, found, error, weight.numel(), layer.weight.stored_bits
+            )
 
 
 @torch.no_grad()

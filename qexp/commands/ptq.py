@@ -113,7 +113,7 @@ def _quantize(planned: Planned, network: Any) -> None:
     seconds = time.monotonic() - began
     atomic_write(planned.run.path / LAYERS, _table(found))
     quantized = network.quantized()
-    metrics = {**_weight_error(found), **evaluate(quantized, planned.source, config, "test")}
+    metrics = {**_weight_metrics(found), **evaluate(quantized, planned.source, config, "test")}
     save_network(planned.run.checkpoint, quantized)
     planned.run.write_result(
         {
@@ -130,11 +130,16 @@ def _quantize(planned: Planned, network: Any) -> None:
     _say(planned, network, metrics, seconds)
 
 
-def _weight_error(found: Sequence[Any]) -> dict[str, float]:
-    """Return the mean squared error over all quantized weights together."""
+def _weight_metrics(found: Sequence[Any]) -> dict[str, float]:
+    """Return the mean squared error over all quantized weights together, and the bits that one takes in memory."""
     weights = [each for each in found if each.error is not None]
     count = sum(each.count for each in weights)
-    return {"weight_mse": sum(each.error * each.count for each in weights) / count} if count else {}
+    if not count:
+        return {}
+    return {
+        "weight_mse": sum(each.error * each.count for each in weights) / count,
+        "weight_bits": sum(each.stored_bits * each.count for each in weights) / count,
+    }
 
 
 def _table(found: Sequence[Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qexp.errors import ConfigError
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
+from qexp.report.across import across_table
 from qexp.report.collect import DEFAULT_ROOT, collect
 from qexp.report.measured import measured_table
 from qexp.report.tables import FORMATS, SUFFIXES, Table, render
@@ -21,6 +22,8 @@ examples:
   qexp table                                   every run below outputs/
   qexp table outputs/train --by model,bits     group by these keys only; runs of other recipes are refused
   qexp table --metric test_loss --format markdown
+  qexp table outputs/ptq --across bits         a column for each width; any setting in which the runs differ
+  qexp table outputs/ptq --across stored_bits  methods that take the same memory below each other
   qexp table outputs/train --output runs.tex   the form follows the name: .md .csv .tex .txt
   qexp table pact/table1                       the paper's table: published | measured | difference | verdict
   qexp table pact/table1 --only resnet20       rows that contain this; its runs are in outputs/pact/table1
@@ -44,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--by", metavar="KEYS", help="keys to group by, with commas: model,dataset,quantizer,bits"
     )
+    options.add_argument("--across", metavar="KEY", help="the key whose values are the columns")
     options.add_argument("--metric", default=None, help="the number to show (test_accuracy)")
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
@@ -106,7 +110,10 @@ def _measured(arguments: argparse.Namespace) -> Table:
             load_artefact(name)  # a mistyped table, not a folder: the message names the nearest
     roots = [Path(name) for name in arguments.what] or [Path(DEFAULT_ROOT)]
     by = [key.strip() for key in arguments.by.split(",")] if arguments.by else None
-    return measured_table(collect(roots), arguments.metric or "test_accuracy", by)
+    metric = arguments.metric or "test_accuracy"
+    if arguments.across:
+        return across_table(collect(roots), metric, arguments.across, by)
+    return measured_table(collect(roots), metric, by)
 
 
 def _published(arguments: argparse.Namespace) -> Table:
@@ -114,7 +121,7 @@ def _published(arguments: argparse.Namespace) -> Table:
         raise ConfigError(
             f"{' '.join(arguments.what)}: one published table at a time; name its runs with --runs FOLDER"
         )
-    for option in ("by", "metric"):
+    for option in ("by", "metric", "across"):
         if getattr(arguments, option):
             raise ConfigError(f"--{option} is set by the published table itself: leave it out")
     artefact = load_artefact(arguments.what[0])

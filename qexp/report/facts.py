@@ -94,6 +94,12 @@ class Facts:
         return self.quantizer == "none"
 
     @property
+    def stored_bits(self) -> str | None:
+        """What a weight takes in memory, the mean over those quantized; None where a run does not say."""
+        bits = ((self.run.result or {}).get("metrics") or {}).get("weight_bits")
+        return None if bits is None else f"{bits:.3g}"
+
+    @property
     def subject(self) -> str:
         """Model, data set, quantizer and bits in one line."""
         return f"{self.model} {self.dataset} {self.quantizer} {self.bits}"
@@ -119,7 +125,7 @@ class Facts:
 
     def get(self, key: str) -> Any:
         """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""
-        if key in SUBJECT or key in ("first_last", "precision", "epochs", "seed", "command"):
+        if key in (*SUBJECT, "first_last", "precision", "epochs", "seed", "command", "stored_bits"):
             value = getattr(self, key)
             return ABSENT if value is None else value
         return self.recipe.get(key, self.numerics.get(key, ABSENT))

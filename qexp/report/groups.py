@@ -63,7 +63,7 @@ def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = No
     if by is None:
         keys = _automatic_keys(runs)
     else:
-        known = {*SUBJECT, "command", "first_last", "precision", "epochs", *_all_keys(runs)}
+        known = {*SUBJECT, "command", "first_last", "precision", "epochs", "stored_bits", *_all_keys(runs)}
         for key in by:
             if key not in known:
                 raise ConfigError(f"--by: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
@@ -87,8 +87,9 @@ def metrics_of(member: Facts) -> dict[str, float]:
     """Return every number that a finished run reported, by name; with the lowest and the highest of its alphas."""
     result = member.run.result or {}
     found = dict(result.get("metrics") or {})
-    if "test_accuracy" in result:
-        found.setdefault("test_accuracy", result["test_accuracy"])
+    for name in ("test_accuracy", "calibration_seconds"):
+        if name in result:
+            found.setdefault(name, result[name])
     if alphas := [value for name, value in found.items() if name.startswith("alpha/") and value is not None]:
         found |= {"alpha_lowest": min(alphas), "alpha_highest": max(alphas)}
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}

@@ -17,6 +17,7 @@ from qexp.errors import CheckpointError, ConfigError, DataError
 from qexp.lit.checkpoint import read_checkpoint
 from qexp.models.torchvision_models import classifier
 from qexp.preflight import run_of
+from qexp.report.across import across_table
 from qexp.report.measured import measured_table
 from qexp.runs import find_runs
 
@@ -106,6 +107,17 @@ def test_two_methods_in_a_table_beside_their_float_network(config, tmp_path):
     for record in rest:
         assert record["difference"] == pytest.approx(made[record["quantizer"]] - made["none"], abs=1e-12)
     assert len(rest) == 2
+
+
+def test_what_stores_the_same_bits_shares_a_column(config, tmp_path):
+    widths = {"uniform": "bits=w4a8", "pwlq": "bits=w3a8"}
+    for name, bits in widths.items():
+        assert ptq.run(config(f"quantizer={name}", bits))["metrics"]["weight_bits"] == 4
+    more = ["quantizer.weight.breakpoints=3", "quantizer.weight.search=gauss"]
+    assert ptq.run(config("quantizer=pwlq", "bits=w3a8", *more))["metrics"]["weight_bits"] == 5
+    table = across_table(find_runs(tmp_path), "weight_mse", "stored_bits")
+    assert [column.header for column in table.columns][-2:] == ["4", "5"]
+    assert len(table.rows) == 3 and {row["quantizer"] for row in table.rows} == {"uniform", "pwlq"}
 
 
 def test_more_bits_breakpoints_and_correction_bring_the_weights_closer(config):

@@ -1,0 +1,122 @@
+"""A table of runs with one setting across: a row per method, a column per value of the setting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from qexp.errors import ConfigError
+from qexp.report.facts import ABSENT, SUBJECT
+from qexp.report.groups import Group, group_runs
+from qexp.report.measured import caption, header, usable
+from qexp.report.numbers import value_text
+from qexp.report.tables import Column, Table
+from qexp.runs import Run
+
+_IMPLIED = {"stored_bits": "bits"}
+"""What a setting across decides: PWLQ at 3 bits stores 4, uniform needs 4 for it, and one row holds both."""
+
+
+def across_table(runs: Sequence[Run], metric: str, key: str, by: Sequence[str] | None = None) -> Table:
+    """Build the table of any runs with the values of `key` as its columns.
+
+    Args:
+        runs: as `find_runs` gives them; unfinished and damaged ones are listed below the table.
+        metric: the number in the cells, by its name in `result.json`: the mean, with half the 95% interval from
+            three seeds on.
+        key: a setting in which the runs differ; `stored_bits` is what a weight takes in memory.
+        by: the settings of a row; None: model, data set, quantizer, bits, and whatever else differs.
+
+    Raises:
+        ConfigError: no run has the metric, no run has the setting, or two groups of runs claim one cell.
+    """
+    finished, notes = usable(runs, metric)
+    groups = group_runs(finished, metric, None if by is None else list(dict.fromkeys([*by, key])))
+    values = sorted({_value(group, key) for group in groups} - {ABSENT}, key=_natural)
+    if groups and not values:
+        raise ConfigError(f"--across {key}: no quantized run has this setting.")
+    rows = _rows(groups, key)
+    keys = [name for name in (rows[0][0] if rows else SUBJECT) if _tells(name, rows)]
+    columns = [*(Column(name, header(name)) for name in keys), Column("n", "n", number=True)]
+    columns += [Column(f"={value}", value, number=True) for value in values]
+    return Table(
+        title=f"{metric.replace('_', ' ')} of {len(finished)} finished run{'s' * (len(finished) != 1)} by {key}",
+        columns=columns,
+        rows=[_row(names, cells, keys, values, metric) for names, cells in rows],
+        records=[_record(names, cells, keys, values) for names, cells in rows],
+        caption=f"{caption(groups, metric)} Across: {header(key)}.",
+        notes=[*_same_everywhere(rows, keys), *notes],
+    )
+
+
+_Row = tuple[dict[str, str], dict[str, Group]]
+
+
+def _rows(groups: Sequence[Group], key: str) -> list[_Row]:
+    """Return each row's settings and its groups by the value of `key`.
+
+    Raises:
+        ConfigError: two groups in one cell.
+    """
+    found: dict[tuple[str, ...], _Row] = {}
+    for group in groups:
+        names = {name: value for name, value in group.keys.items() if name not in (key, _IMPLIED.get(key))}
+        value = _value(group, key)
+        _, cells = found.setdefault(tuple(names.values()), (names, {}))
+        if value in cells:
+            one, other = (each.first.run.path.name for each in (cells[value], group))
+            raise ConfigError(f"--across {key}: {one} and {other} would share the cell {value}.")
+        cells[value] = group
+    return sorted(found.values(), key=lambda row: not next(iter(row[1].values())).first.is_float)
+
+
+def _value(group: Group, key: str) -> str:
+    """Return the column of a group; `ABSENT` for the float network, which stands in every one."""
+    return ABSENT if group.first.is_float else str(group.first.get(key))
+
+
+def _tells(name: str, rows: Sequence[_Row]) -> bool:
+    return name == "quantizer" or len({names[name] for names, _ in rows}) > 1
+
+
+def _same_everywhere(rows: Sequence[_Row], keys: Sequence[str]) -> list[str]:
+    """Say the settings that all rows share, which are no columns."""
+    shared = {name: value for name, value in rows[0][0].items() if name not in keys} if rows else {}
+    return [f"In every row: {', '.join(f'{header(k)} {v}' for k, v in shared.items())}."] if shared else []
+
+
+def _row(
+    names: dict[str, str], cells: dict[str, Group], keys: Sequence[str], values: Sequence[str], metric: str
+) -> dict[str, str]:
+    counts = sorted({group.summary.n for group in cells.values()})
+    text = {key: names[key] for key in keys} | {"n": " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))}
+    for value in values:
+        group = cells.get(value, cells.get(ABSENT))
+        text[f"={value}"] = ABSENT if group is None else _cell(group, metric)
+    return text
+
+
+def _cell(group: Group, metric: str) -> str:
+    summary = group.summary
+    text = value_text(summary.mean, metric)
+    return text if summary.half_width is None else f"{text} ± {value_text(summary.half_width, metric)}"
+
+
+def _record(
+    names: dict[str, str], cells: dict[str, Group], keys: Sequence[str], values: Sequence[str]
+) -> dict[str, object]:
+    record: dict[str, object] = {key: names[key] for key in keys}
+    for value in values:
+        group = cells.get(value, cells.get(ABSENT))
+        record |= {
+            f"{value} mean": None if group is None else group.summary.mean,
+            f"{value} half_width": None if group is None else group.summary.half_width,
+            f"{value} n": None if group is None else group.summary.n,
+        }
+    return record
+
+
+def _natural(value: str) -> list[tuple[bool, float, str]]:
+    """Sort numbers within words by their size: w4a8 before w16a8."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", value)
+    return [(False, float(part), "") if index % 2 else (True, 0.0, part) for index, part in enumerate(parts)]

@@ -1,0 +1,88 @@
+"""A setting across: which runs share a row, what stands in a cell, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qexp.commands.table import main
+from qexp.errors import ConfigError
+from qexp.report.across import across_table
+from qexp.report.tables import render
+from qexp.runs import find_runs
+
+Make = Callable[..., Path]
+
+
+def test_a_row_holds_one_method_at_every_width(make_run: Make, tmp_path: Path) -> None:
+    for bits, accuracy in ((2, 0.71), (3, 0.72), (4, 0.73)):
+        make_run("pact", bits, 0, accuracy)
+        make_run("dorefa", bits, 0, accuracy - 0.1)
+    table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
+    assert [column.header for column in table.columns] == ["quantizer", "n", "w2a2", "w3a3", "w4a4"]
+    assert [[row["quantizer"], *(row[f"=w{b}a{b}"] for b in (2, 3, 4))] for row in table.rows] == [
+        ["dorefa", "61.00", "62.00", "63.00"],
+        ["pact", "71.00", "72.00", "73.00"],
+    ]
+    assert "In every row: model" in table.notes[0]
+
+
+def test_the_interval_stands_from_three_seeds_on(make_run: Make, tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.70, 0.71, 0.72)):
+        make_run("pact", 4, seed, accuracy)
+    make_run("pact", 2, 0, 0.5)
+    table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
+    # Student's t with two degrees of freedom: 4.303 * 1 / sqrt(3).
+    assert table.rows[0]["=w4a4"] == "71.00 ± 2.48"
+    assert table.rows[0]["=w2a2"] == "50.00"
+    assert table.rows[0]["n"] == "1 to 3"
+
+
+def test_the_float_network_stands_first_and_in_every_column(make_run: Make, tmp_path: Path) -> None:
+    make_run("none", 32, 0, 0.9)
+    make_run("pact", 4, 0, 0.7)
+    make_run("pact", 2, 0, 0.6)
+    table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
+    assert [row["quantizer"] for row in table.rows] == ["none", "pact"]
+    assert [table.rows[0][f"=w{bits}a{bits}"] for bits in (2, 4)] == ["90.00", "90.00"]
+
+
+def test_other_settings_stay_in_the_rows(make_run: Make, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.7)
+    make_run("pact", 4, 0, 0.6, **{"optimizer.lr": 0.5})
+    table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
+    assert sorted(row["optimizer.lr"] for row in table.rows)[-1] == "0.5"
+    assert len(table.rows) == 2
+
+
+def test_a_setting_that_no_run_has_is_refused(make_run: Make, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.7)
+    with pytest.raises(ConfigError, match="--across bitz"):
+        across_table(find_runs(tmp_path), "test_accuracy", "bitz")
+
+
+def test_two_groups_never_share_a_cell(make_run: Make, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.7)
+    make_run("pact", 2, 0, 0.6)
+    with pytest.raises(ConfigError, match=r"share the cell|do not mix"):
+        across_table(find_runs(tmp_path), "test_accuracy", "first_last", by=["model", "quantizer"])
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex"])
+def test_every_form_shows_the_columns(make_run: Make, tmp_path: Path, form: str) -> None:
+    make_run("pact", 4, 0, 0.7)
+    make_run("pact", 2, 0, 0.6)
+    text = render(across_table(find_runs(tmp_path), "test_accuracy", "bits"), form)
+    assert text.index("w2a2") < text.index("w4a4")
+
+
+def test_the_command_takes_it_and_a_published_table_refuses_it(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("pact", 4, 0, 0.7)
+    assert main([str(tmp_path), "--across", "bits"]) == 0
+    assert "w4a4" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--across is set by the published table"):
+        main(["pact/table1", "--across", "bits"])
