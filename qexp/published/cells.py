@@ -11,7 +11,7 @@ number, or a mapping when there is more to say of it:
 The experiment of the same name makes the runs (`qexp train experiment=pact/table1`); a row's `run` says which
 words pick its part. `command: ptq` in a file's head says that `qexp ptq` makes them: one network's weights are one
 file, so there a row's words name its network. `degradation` is a loss against float in points, or against the run
-that `baseline` describes.
+that `baseline` describes. A row's `statistic` says what a value is of its runs, when it is not their mean.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ HOW = ("printed", "read_off", "derived")
 FIGURES = ("cells", "curves", "alpha", "scan", "system")
 """How `qexp plot` shows an artefact: every cell beside what was measured, the runs' learning curves or clip
 levels, the loss against one clip level, the system model."""
+
+STATISTICS = ("mean", "median", "worst")
+"""What a published value can be of the values of several runs."""
 
 TO_FRACTION = {"fraction": 1.0, "percent": 0.01, "points": 0.01}
 """Units of shares; every other unit is a quantity of its own and keeps its value."""
@@ -59,6 +62,7 @@ class Cell:
         recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
         run: the words that pick its row's part of the experiment.
         command: of `COMMANDS`, which makes the runs.
+        statistic: of `STATISTICS`, what the value is of its runs.
         baseline: of a degradation: what the run that it is taken against must be; empty for the float network.
     """
 
@@ -81,6 +85,7 @@ class Cell:
     baseline: Mapping[str, str] = field(default_factory=dict)
     command: str = "train"
     printed: str = ""
+    statistic: str = "mean"
 
     @property
     def comparable(self) -> float:
@@ -175,6 +180,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 run=entry.get("run", "") or _network(plain, keys),
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},
                 command=_command(plain),
+                statistic=_one_of(entry.get("statistic", STATISTICS[0]), STATISTICS, f"{where}: statistic"),
                 printed=characters(detail["printed"] if detail.get("reading") is None else detail["reading"]),
             )
 

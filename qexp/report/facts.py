@@ -48,6 +48,8 @@ _NUMERICS = (
     "trainer.device",
 )
 
+_METHODS_SEED = "quantizer.weight.seed"
+
 # What a float network does not have: left out when a baseline is looked for.
 _QUANTIZATION = (
     "quantizer",
@@ -166,6 +168,8 @@ def facts(run: Run) -> Facts:
     rule = ABSENT if is_float else _first_last(run.config)
     for key in ("first_last", "quantizer.first_last", "epochs"):
         recipe.pop(key, None)
+    if recipe.get(_METHODS_SEED) == run.config.get("seed"):
+        recipe.pop(_METHODS_SEED)  # it follows the run's
     trained = {} if calibrated else _trained(run.config)
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**recipe, **trained}
     if not is_float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,6 +19,9 @@ from qexp.runs import Run
 
 SEEDS = ",".join(str(seed) for seed in range(LEAST))
 """The seeds that a verdict needs."""
+
+_STATISTICS = {"median": statistics.median, "worst": min}
+"""Of accuracies; without an interval, which is the mean's."""
 
 PUBLISHED_ONLY = "published only"
 """Said of a cell that no run of qexp can stand beside."""
@@ -115,6 +119,8 @@ def entries(artefact: Artefact, runs: Sequence[Run]) -> list[Entry]:
 
 
 def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | None:
+    if cell.statistic != "mean":
+        return Summary(len(group.values), _STATISTICS[cell.statistic](group.values), None)
     if cell.quantity != "degradation":
         return group.summary
     same = [run for run in finished if run.baseline_key() == group.first.baseline_key()]
