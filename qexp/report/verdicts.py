@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -20,7 +20,7 @@ from qexp.runs import Run
 SEEDS = ",".join(str(seed) for seed in range(LEAST))
 """The seeds that a verdict needs."""
 
-_STATISTICS = {"median": statistics.median, "worst": min}
+_STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {"median": statistics.median, "worst": min}
 """Of accuracies; without an interval, which is the mean's."""
 
 PUBLISHED_ONLY = "published only"
