@@ -22,4 +22,6 @@ def ste(x: Tensor) -> Tensor:
     >>> x.grad.tolist()
     [1.0, 1.0, 1.0]
     """
+    if not torch.is_grad_enabled():
+        return torch.round(x)  # the same values in one pass over memory instead of three
     return x + (torch.round(x) - x).detach()

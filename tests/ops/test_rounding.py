@@ -17,8 +17,10 @@ def test_the_value_is_the_nearest_integer_exactly(value: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_the_value_is_exact_in_every_dtype(dtype: torch.dtype) -> None:
     x = torch.linspace(-255, 255, 4001).to(dtype)
-    assert torch.equal(ste(x), torch.round(x))
-    assert ste(x).dtype == dtype
+    for differentiable in (True, False):
+        with torch.set_grad_enabled(differentiable):
+            assert torch.equal(ste(x), torch.round(x))
+            assert ste(x).dtype == dtype
 
 
 def test_the_gradient_passes_unchanged() -> None:
