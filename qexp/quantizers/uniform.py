@@ -160,7 +160,9 @@ class UniformActivation(Quantizer):
         low, high = self._ends(x)
         if self.site.signed:
             return make_grid("full", self.bits, low, high)
-        return make_grid("asymmetric", self.bits, torch.zeros_like(high), high.clamp(min=0))
+        # The grid of make_grid("asymmetric", ...) from 0; without the offset it takes two passes less.
+        steps = 2**self.bits - 1
+        return Grid(high.clamp(min=0) / steps, 0, steps)
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return kept_ends(self, self.low, self.high, lambda: extremes(x.detach(), channels=False))
