@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -131,6 +132,12 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in RELU_FUNCTIONS
     return node.op == "call_method" and node.target in RELU_METHODS
+
+
+def relu_end(graph: fx.GraphModule, node: fx.Node) -> float:
+    """Return where the values behind a ReLU end: infinity, or 6 behind a ReLU6."""
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return 6.0 if isinstance(module, nn.ReLU6) or node.target is F.relu6 else math.inf
 
 
 def relu_sites(graph: fx.GraphModule) -> dict[str, fx.Node]:

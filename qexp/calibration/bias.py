@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.plan import Plan
-from qexp.tracing import input_node, is_layer, is_relu, layer_calls
+from qexp.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 """Of a layer's output: mean and standard deviation of each channel."""
@@ -74,15 +74,10 @@ def expected_inputs(graph: fx.GraphModule, statistics: Statistics) -> dict[str, 
     found = {}
     for name, (call, *_) in layer_calls(graph).items():
         source = input_node(call)
-        highest = math.inf
-        if is_relu(graph, source):
-            module = graph.get_submodule(str(source.target)) if source.op == "call_module" else None
-            highest = 6.0 if isinstance(module, nn.ReLU6) or "relu6" in str(source.target) else math.inf
-            before, cut = input_node(source), True
-        else:
-            before, cut = source, False
+        cut = is_relu(graph, source)
+        before = input_node(source) if cut else source
         if is_layer(graph, before) and (known := statistics.get(str(before.target))) is not None:
-            found[name] = clipped_mean(*known, highest) if cut else known[0]
+            found[name] = clipped_mean(*known, relu_end(graph, source)) if cut else known[0]
     return found
 
 

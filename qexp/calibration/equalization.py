@@ -6,6 +6,7 @@ formulas from memory, as standard: s_i = sqrt(r1_i r2_i) / r2_i, W1 <- W1 / s, b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.calibration.folding import Folding
-from qexp.tracing import input_node, is_layer, is_relu, layer_calls
+from qexp.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
 
 PASSES = 100
 """At most, over all pairs; a chain of layers settles step by step."""
@@ -133,7 +134,7 @@ def _fits(graph: fx.GraphModule, first: str, second: fx.Node) -> bool:
 def _scales_along(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(graph.get_submodule(str(node.target)), _SCALING)
-    return is_relu(graph, node) and "relu6" not in str(node.target)
+    return is_relu(graph, node) and relu_end(graph, node) == math.inf  # a functional ReLU6 cannot become a ReLU
 
 
 def _clipped(graph: fx.GraphModule, between: list[fx.Node]) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """Layer by layer: roundings are chosen so that a layer, fed what the quantized network gives it, keeps its output.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv 2004.10568: the layer's
-input is the quantized network's, its target the float network's, both seen behind the ReLU that follows.
+input is the quantized network's, its target the float network's, both seen behind the activation that follows.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,15 +19,25 @@ from qexp.layers import float_output
 from qexp.ops.soft_rounding import annealed, inverse, rectified_sigmoid, rounding_penalty
 from qexp.plan import LayerPlan, Plan
 from qexp.quantizers.adaround import AdaRoundWeight
-from qexp.tracing import is_relu, layer_calls
+from qexp.tracing import is_relu, layer_calls, relu_end
+
+KEPT_BYTES = 2**30
+"""Of one layer's inputs and outputs, at most; where the images' are more, some of them are drawn."""
+
+BATCH = 32
+"""Images that run through the network at once."""
+
+_ELEMENTWISE = (
+    *(nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
+)
 
 
 def learn_roundings(model: nn.Module, plan: Plan, batches: Iterable[Any], seed: int) -> None:
     """Choose the roundings of every AdaRound quantizer of `plan`, in forward order; their steps are fitted.
 
     Args:
-        model: the float network; it is left as it is. Inputs and outputs of one layer at a time are kept in
-            memory, of all of `batches`.
+        model: the float network; it is left as it is. Beside the images the inputs and outputs of one layer at
+            a time are kept in memory, of as many images as `KEPT_BYTES` hold.
         batches: of (images, labels), the same ones each time they are asked for; labels are not looked at.
         seed: of which images meet in an iteration.
     """
@@ -35,17 +46,18 @@ def learn_roundings(model: nn.Module, plan: Plan, batches: Iterable[Any], seed: 
     ]
     if not wanted:
         return
-    images = [images for images, _ in batches]
+    images = torch.cat([images for images, _ in batches])
     partial = copy.deepcopy(model)  # becomes the quantized network, layer by layer
     generator = torch.Generator().manual_seed(seed)
     for layer in plan.layers:
         module = partial.get_submodule(layer.name)
         if layer in wanted:
-            act = nn.functional.relu if _feeds_relu_alone(plan.graphs[-1], layer.name) else _same
-            inputs = _seen(partial, layer, images)
-            targets = [act(output) for output in _outputs(model, layer, images)]
             assert isinstance(layer.weight, AdaRoundWeight)
-            search(layer.weight, module, torch.cat(inputs), torch.cat(targets), act, generator)
+            act = _activation(plan.graphs[-1], layer.name)
+            kept = _kept(partial, layer, images, layer.weight.samples, generator)
+            inputs = _seen(partial, layer, kept)
+            targets = act(_outputs(model, layer, kept))
+            search(layer.weight, module, inputs, targets, act, generator)
         _quantize(module, layer)
 
 
@@ -92,9 +104,19 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _feeds_relu_alone(graph: fx.GraphModule, name: str) -> bool:
+def _activation(graph: fx.GraphModule, name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation that all users of a layer's output apply to it; the identity where they do not."""
     users = [user for call in layer_calls(graph)[name] for user in call.users]
-    return bool(users) and all(is_relu(graph, user) for user in users)
+    if users and all(is_relu(graph, user) for user in users):
+        ends = {relu_end(graph, user) for user in users}
+        return _same if len(ends) > 1 else functools.partial(torch.clamp, min=0.0, max=ends.pop())
+    if len(users) == 1 and users[0].op == "call_module":
+        module = graph.get_submodule(str(users[0].target))
+        if isinstance(module, _ELEMENTWISE):
+            alone = copy.deepcopy(module)
+            alone.__dict__.update({"inplace": False} if "inplace" in module.__dict__ else {})
+            return alone
+    return _same
 
 
 class _Reached(Exception):  # noqa: N818, no error: what was looked for is there
@@ -102,34 +124,41 @@ class _Reached(Exception):  # noqa: N818, no error: what was looked for is there
 
 
 @torch.no_grad()
-def _seen(model: nn.Module, layer: LayerPlan, images: list[Tensor]) -> list[Tensor]:
+def _kept(model: nn.Module, layer: LayerPlan, images: Tensor, least: int, generator: torch.Generator) -> Tensor:
+    """Return the images whose inputs and outputs of `layer` fit in `KEPT_BYTES`, at least `least`; mostly all."""
+    x = _seen(model, layer, images[:1])
+    module = model.get_submodule(layer.name)
+    weight: Any = module.weight
+    each = (x.numel() + float_output(module, x, weight).numel()) * x.element_size()
+    most = max(KEPT_BYTES // each, least)
+    if len(images) <= most:
+        return images
+    return images[torch.randperm(len(images), generator=generator)[:most].sort().values.to(images.device)]
+
+
+def _seen(model: nn.Module, layer: LayerPlan, images: Tensor) -> Tensor:
     """Return what reaches `layer` in `model`, quantized as the plan says; the rest of the network is not run."""
-    found: list[Tensor] = []
+    return _caught(model, layer, images, lambda x, _: x if layer.input is None else layer.input(x))
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0] if layer.input is None else layer.input(inputs[0]))
-        raise _Reached
 
-    _run(model, images, lambda: model.get_submodule(layer.name).register_forward_pre_hook(look))
-    return found
+def _outputs(model: nn.Module, layer: LayerPlan, images: Tensor) -> Tensor:
+    """Return what `layer` makes of `images` in `model`."""
+    return _caught(model, layer, images, lambda _, output: output)
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, layer: LayerPlan, images: list[Tensor]) -> list[Tensor]:
+def _caught(
+    model: nn.Module, layer: LayerPlan, images: Tensor, take: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     found: list[Tensor] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(output)
+        found.append(take(inputs[0], output))
         raise _Reached
 
-    _run(model, images, lambda: model.get_submodule(layer.name).register_forward_hook(look))
-    return found
-
-
-def _run(model: nn.Module, images: list[Tensor], register: Callable[[], Any]) -> None:
-    handle = register()
+    handle = model.get_submodule(layer.name).register_forward_hook(look)
     try:
-        for batch in images:
+        for batch in images.split(BATCH):
             try:
                 model(batch)
             except _Reached:
@@ -137,6 +166,7 @@ def _run(model: nn.Module, images: list[Tensor], register: Callable[[], Any]) ->
             raise ConfigError("calibration: a planned layer is not run by the network.")
     finally:
         handle.remove()
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.calibration import reconstruction
 from qexp.calibration.fit import correct_weights, fit_activations, fit_weights
 from qexp.calibration.observers import MinMax
 from qexp.calibration.reconstruction import learn_roundings, search
@@ -20,6 +21,7 @@ from qexp.quantizers.adaround import AdaRoundWeight
 from qexp.quantizers.base import Site
 from qexp.quantizers.uniform import UniformActivation
 from qexp.scheme import Method, Scheme, Widths
+from qexp.tracing import trace
 
 SHAPE = (3, 8, 8)
 
@@ -106,6 +108,67 @@ def test_a_network_keeps_its_output_better_than_with_the_nearest():
 def test_the_same_seed_gives_the_same_roundings():
     first, second = (quantized(30)[1].state_dict() for _ in range(2))
     assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("activation", "values"),
+    [
+        (nn.ReLU(), [0.0, 0.0, 3.0, 9.0]),
+        (nn.ReLU6(inplace=True), [0.0, 0.0, 3.0, 6.0]),
+        (nn.Hardswish(inplace=True), [0.0, -1 / 3, 3.0, 9.0]),
+        (nn.MaxPool2d(1), [-9.0, -1.0, 3.0, 9.0]),
+    ],
+)
+def test_outputs_are_compared_behind_the_activation_that_follows(activation, values):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation).eval()
+    act = reconstruction._activation(trace(model)[-1], "0")
+    x = torch.tensor([-9.0, -1.0, 3.0, 9.0])
+    torch.testing.assert_close(act(x), torch.tensor(values))
+    assert x[0] == -9, "targets are left as they are"
+
+
+def test_what_a_relu6_cuts_off_does_not_count():
+    # Of two channels one always ends above 6: whatever its roundings, its output is 6.
+    weight = torch.tensor([[1.0, 0.4, 0.4, 0.4, 0.4], [1.0, 0.4, 0.4, 0.4, 0.4]])
+    layer = nn.Linear(5, 2)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(torch.tensor([100.0, 0.0]))
+    inputs = torch.rand(64, 5, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for act in (torch.relu, nn.functional.relu6):
+        quantizer = AdaRoundWeight(2, Site("fc", "weight", (2, 5)), iterations=200, penalty=0.0)
+        quantizer.fit_weights(weight)
+        targets = act(layer(inputs)).detach()
+        search(quantizer, layer, inputs, targets, act, torch.Generator().manual_seed(0))
+        moved.append(quantizer(weight)[0])
+    floor = (weight[0] / quantizer.step[0]).floor()
+    nearest = floor + ((weight[0] / quantizer.step[0] - floor) >= 0.5)
+    assert not torch.equal(moved[0], moved[1]), "a ReLU would count it"
+    torch.testing.assert_close(moved[1], nearest.clamp(*quantizer.limits) * quantizer.step[0])
+
+
+def test_memory_holds_as_many_images_as_it_may(monkeypatch):
+    shapes = []
+    found = reconstruction.search
+
+    def noted(quantizer, module, inputs, targets, act, generator):
+        shapes.append((len(inputs), len(targets)))
+        return found(quantizer, module, inputs, targets, act, generator)
+
+    monkeypatch.setattr(reconstruction, "search", noted)
+    all_images, few = [], []
+    quantized(2)
+    all_images, shapes = shapes, few
+    # The first layer's inputs and outputs: 3 * 8 * 8 + 6 * 6 * 6 float32 an image.
+    monkeypatch.setattr(reconstruction, "KEPT_BYTES", 40 * 4 * (192 + 216))
+    quantized(2)
+    assert all_images == [(64, 64)] * 3
+    assert few[0] == (40, 40) and few[-1] == (64, 64)
+    monkeypatch.setattr(reconstruction, "KEPT_BYTES", 1)
+    few.clear()
+    quantized(2)
+    assert few == [(32, 32)] * 3, "never fewer than an iteration needs"
 
 
 def test_bias_correction_beside_it_is_refused():
