@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from qexp.bits import parse_bits
 from qexp.commands.bench import composed
 from qexp.commands.cost_table import Case, cost_table, fit_table
+from qexp.commands.cost_weights import weights_table
 from qexp.commands.table import write_or_print
 from qexp.config import Config
 from qexp.errors import ConfigError, did_you_mean
@@ -51,6 +52,8 @@ examples:
   qexp cost model=mobilenet_v2 bits=4,8 bandwidth=32
   qexp cost bits=2 first_last=8,same bandwidth=inf            what 8-bit ends cost
   qexp cost model=alexnet bits=8 batch=1,8,64 --output alexnet.md
+  qexp cost --pwlq                                            PWLQ's hardware table: energy, speed-up of ResNet50
+  qexp cost --pwlq model=mobilenet_v2 bandwidth=4,8           the same for another network
   qexp cost --fit                                             the model's error at each of the paper's 12 points
 
 columns:
@@ -81,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--fit", action="store_true", help="the paper's figure beside the model, and its constants"
     )
+    options.add_argument(
+        "--pwlq", action="store_true", help="narrow weights on one array; takes model= and bandwidth= (8,16)"
+    )
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
     return options
@@ -97,11 +103,33 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--fit compares {FIGURE_MODEL} as the paper's figure has it; leave out {' '.join(arguments.words)}."
         )
-    axes, overrides = parse_words(arguments.words)
-    write_or_print(
-        figure6_table() if arguments.fit else _table(axes, overrides), arguments.format, arguments.output
-    )
+    if arguments.pwlq:
+        table = pwlq_table(arguments.words)
+    else:
+        axes, overrides = parse_words(arguments.words)
+        table = figure6_table() if arguments.fit else _table(axes, overrides)
+    write_or_print(table, arguments.format, arguments.output)
     return 0
+
+
+def pwlq_table(words: Sequence[str] = ()) -> Table:
+    """Return the hardware table of PWLQ's supplement.
+
+    Raises:
+        QexpError: as `parse_words`; a key that the table does not have.
+    """
+    words = list(words) if any(word.startswith("bandwidth=") for word in words) else [*words, "bandwidth=8,16"]
+    axes, overrides = parse_words(words)
+    allowed = ("model", "bandwidth", "dataset")
+    for word in words:
+        if not word.partition("=")[0].startswith((*allowed, "model.", "dataset.")):
+            raise ConfigError(
+                f"{word}: --pwlq compares 8 and 4 bits, image by image; it takes model= and bandwidth=."
+            )
+    if len(axes["model"]) > 1 or math.inf in axes["bandwidth"]:
+        raise ConfigError("--pwlq: one model at a time, and bandwidths in GB/s (at inf nothing is saved).")
+    (model,) = axes["model"]
+    return weights_table(model, _network(model, overrides)[0], axes["bandwidth"])
 
 
 def parse_words(words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:

@@ -6,7 +6,7 @@ import argparse
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qexp.commands.table import runs_of
 from qexp.errors import ConfigError
@@ -107,6 +107,12 @@ def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tup
     if artefact.figure == "system":
         from qexp.commands import cost
 
+        if artefact.full_name != "pact/fig6":
+            records: Any = cost.pwlq_table().records
+            rows = [(f"{one['what']}, {one['scheme']}", one["published"], one["modelled"]) for one in records]
+            text = f"Published: {artefact.source}. `qexp cost --pwlq` has it all."
+            yield "system", artefact_plots.ratios_figure("ResNet50 on PWLQ's accelerator", rows, text)
+            return
         points = [
             (point.bits, point.bandwidth, point.published, point.modelled) for point in cost.figure6_points()
         ]

@@ -129,9 +129,9 @@ def _published(arguments: argparse.Namespace) -> Table:
     if arguments.only and not any(arguments.only.lower() in row.lower() for row in rows):
         raise ConfigError(f"--only {arguments.only}: no row contains this; the rows are {', '.join(rows)}")
     if artefact.figure == "system":  # nothing is trained for it
-        from qexp.commands.cost import figure6_table
+        from qexp.commands.cost import figure6_table, pwlq_table
 
-        return figure6_table()
+        return figure6_table() if artefact.full_name == "pact/fig6" else pwlq_table()
     return published_table(artefact, runs_of(artefact, arguments.runs), arguments.only)
 
 

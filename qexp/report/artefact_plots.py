@@ -73,6 +73,30 @@ def _unit(artefact: Artefact) -> str:
     return artefact.metric.replace("_", " ")
 
 
+def ratios_figure(title: str, rows: Sequence[tuple[str, float, float]], text: str) -> Figure:
+    """Draw ratios, published hollow and modelled filled, a line for each.
+
+    Args:
+        title: of the figure.
+        rows: (label, published, modelled), from the top down.
+        text: the caption.
+    """
+    with styled():
+        figure = Figure(figsize=(6.4, 1.4 + 0.32 * len(rows)), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        places = range(len(rows))
+        (colour,) = categorical(1)
+        axes.plot([seen for _, seen, _ in rows], places, color=colour, **{**PUBLISHED, "linestyle": ""})
+        axes.plot([made for _, _, made in rows], places, color=colour, **{**MEASURED, "linestyle": ""})
+        axes.set_yticks(places, [label for label, _, _ in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("against 8-bit uniform weights")
+        axes.legend(["published", "modelled"])
+        caption(figure, text)
+    return figure
+
+
 def system_figure(points: Sequence[tuple[int, float, float, float]], text: str) -> Figure:
     """Draw throughput against the bits, published hollow and modelled filled, a colour for each bandwidth.
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from qexp import hydra_app
 from qexp.commands import plot, table
 from qexp.published import artefact_names, load_artefact
-from qexp.report.artefact_plots import cells_figure, system_figure
+from qexp.report.artefact_plots import cells_figure, ratios_figure, system_figure
 from qexp.runs import find_runs
 
 
@@ -56,3 +56,9 @@ def test_the_system_model_is_drawn_beside_the_published_points() -> None:
     drawn = [list(line.get_ydata()) for line in axes.get_lines()]
     assert drawn == [[100.0, 100.0], [110.0, 110.0]] * 2
     assert "unlimited" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_ratios_are_drawn_beside_the_published_ones() -> None:
+    (axes,) = ratios_figure("a title", [("energy, 4 bits", 0.73, 0.72), ("speed, 4 bits", 1.7, 1.8)], "x").axes
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[0.73, 1.7], [0.72, 1.8]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["energy, 4 bits", "speed, 4 bits"]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from qexp import cli
-from qexp.commands import cost, explain
+from qexp.commands import cost, explain, table
 from qexp.errors import ConfigError
+from qexp.published import load_artefact
 
 from ..composing import configured
 
@@ -160,3 +161,23 @@ def test_as_a_person_types_it() -> None:
     assert float(narrow["speed_up"]) == pytest.approx(
         float(narrow["images_per_s"]) / float(wide["images_per_s"]), rel=1e-3
     )
+
+
+def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = cost_of(capsys, "--pwlq")
+    assert len(lines) == 9
+    assert {line["published"] for line in lines if line["what"] == "energy"} == {"1.0", "0.73", "0.78"}
+    for line in lines:
+        assert abs(float(line["error"])) < 0.02
+    other = cost_of(capsys, "--pwlq", "model=resnet20", "bandwidth=2")
+    assert [line["what"] for line in other] == ["energy"] * 3 + ["speed-up at 2 GB/s"] * 3
+    assert {line["published"] for line in other} == {""}
+    cells = load_artefact("pwlq/s_table6_speedup").cells
+    assert table.main([cells[0].paper + "/s_table6_speedup", "--format", "csv"]) == 0
+    assert records(capsys.readouterr().out) == lines
+
+
+@pytest.mark.parametrize("words", [["bits=4"], ["model=resnet18,resnet50"], ["bandwidth=inf"], ["bandwidth=0"]])
+def test_what_the_hardware_table_of_pwlq_does_not_have(in_process: None, words: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        cost.main(["--pwlq", *words])
