@@ -129,7 +129,8 @@ def pwlq_table(words: Sequence[str] = ()) -> Table:
     if len(axes["model"]) > 1 or math.inf in axes["bandwidth"]:
         raise ConfigError("--pwlq: one model at a time, and bandwidths in GB/s (at inf nothing is saved).")
     (model,) = axes["model"]
-    return weights_table(model, _network(model, overrides)[0], axes["bandwidth"])
+    compared = model == FIGURE_MODEL and not overrides
+    return weights_table(model, _network(model, overrides)[0], axes["bandwidth"], compared=compared)
 
 
 def parse_words(words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
