@@ -84,6 +84,7 @@ _OWN_KEYS = {
         "seed": "draws them",
         "calibration.fold": "batch norms: auto, strict (refuse what cannot be folded), none",
         "calibration.equalize": "true: rescale the channels between two layers (null: as the method)",
+        "calibration.absorb": "true: with it, hand high biases on to the next layer (null: as the method)",
         "calibration.bias_correction": "none, channel, analytic, empirical (null: as the method)",
         "quantizer.weight.scope": "ranges per layer, or per channel",
     },

@@ -119,7 +119,7 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
             if "scope" in target:
                 Reader(target, f"{path}.{key}", errors).choice("scope", SCOPES)
     reader.choice("placement", PLACEMENTS)
-    for key, known in (("equalize", (True, False)), ("bias_correction", CORRECTIONS)):
+    for key, known in (("equalize", (True, False)), ("absorb", (True, False)), ("bias_correction", CORRECTIONS)):
         if key in reader.node:
             reader.choice(key, known)
     reader.get("first_last", None, lambda value: end_bits(value, (32, 32)), "a width (1 to 8, or 32), or same")
@@ -221,6 +221,7 @@ def _calibration(node: object, errors: list[str]) -> Calibration:
         batch_size=reader.integer("batch_size", 1),
         fold=reader.choice("fold", ("auto", "strict", "none")),
         equalize=reader.choice("equalize", (None, True, False)),
+        absorb=reader.choice("absorb", (None, True, False)),
         bias_correction=reader.choice("bias_correction", (None, *CORRECTIONS)),
     )
 

@@ -78,6 +78,9 @@ def _calibration(config: Config) -> dict[str, Any]:
     if not list(_targets(config)):
         return {"fold": settings["fold"]}
     decided = {"equalize": config.equalize, "bias_correction": config.bias_correction}
+    del settings["absorb"]  # there since dfq's second version; runs without it keep their names
+    if config.absorb:
+        decided["absorb"] = True
     return {**settings, **decided, "observer": config.observer}
 
 

@@ -98,6 +98,7 @@ class Calibration:
     batch_size: int = 4
     fold: Literal["auto", "strict", "none"] = "auto"
     equalize: bool | None = None
+    absorb: bool | None = None
     bias_correction: Correction | None = None
 
 
@@ -159,6 +160,12 @@ class Config:
         """Whether neighbouring layers are equalized after training: as typed, else as the method has it."""
         typed = self.calibration.equalize if self.calibration else None
         return bool(self.quantizer.get("equalize", False)) if typed is None else typed
+
+    @property
+    def absorb(self) -> bool:
+        """Whether equalized layers hand high biases on: as typed, else as the method has it."""
+        typed = self.calibration.absorb if self.calibration else None
+        return self.equalize and (bool(self.quantizer.get("absorb", False)) if typed is None else typed)
 
     @property
     def bias_correction(self) -> Correction:

@@ -48,11 +48,11 @@ def correct_biases(model: nn.Module, plan: Plan, means: Mapping[str, Tensor]) ->
             continue
         module: Any = model.get_submodule(layer.name)
         error = layer.weight(module.weight) - module.weight
-        module.bias.sub_(_response(module, means[layer.name].to(error), error))
+        module.bias.sub_(response(module, means[layer.name].to(error), error))
     return tuple(left)
 
 
-def _response(module: nn.Module, mean: Tensor, weight: Tensor) -> Tensor:
+def response(module: nn.Module, mean: Tensor, weight: Tensor) -> Tensor:
     """Return what `weight` makes of an input that is its mean everywhere, borders aside: one value a channel."""
     if isinstance(module, nn.Linear):
         return torch.nn.functional.linear(mean, weight)

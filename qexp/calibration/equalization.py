@@ -34,11 +34,13 @@ class Equalized:
         folding: the folded network, its weights rescaled in place, and its statistics, which follow.
         pairs: names of the layers whose common channels were rescaled.
         unclipped: names of the ReLU6 that became ReLUs: a rescaled channel no longer ends at 6.
+        absorbed: names of the layers whose biases were lowered, see `absorption`.
     """
 
     folding: Folding
     pairs: tuple[tuple[str, str], ...]
     unclipped: tuple[str, ...]
+    absorbed: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -49,24 +51,24 @@ def equalize(folding: Folding) -> Equalized:
     dropout. Grouped and depthwise layers count.
     """
     graph = folding.model
-    pairs = list(_pairs(graph))
+    pairs = list(neighbours(graph))
     unclipped = tuple(dict.fromkeys(name for _, _, between in pairs for name in _clipped(graph, between)))
     for name in unclipped:
         parent, _, last = name.rpartition(".")
         setattr(graph.get_submodule(parent), last, nn.ReLU())
     scales = {
-        first: torch.ones(_layer(graph, first).weight.shape[0], dtype=torch.float64) for first, _, _ in pairs
+        first: torch.ones(layer_of(graph, first).weight.shape[0], dtype=torch.float64) for first, _, _ in pairs
     }
-    weights = {name: _layer(graph, name).weight.double() for pair in pairs for name in pair[:2]}
+    weights = {name: layer_of(graph, name).weight.double() for pair in pairs for name in pair[:2]}
     for _ in range(PASSES):
         change = max((_rescale(graph, weights, scales, first, second) for first, second, _ in pairs), default=0.0)
         if change < SETTLED:
             break
     for name, weight in weights.items():
-        _layer(graph, name).weight.copy_(weight)
+        layer_of(graph, name).weight.copy_(weight)
     statistics = dict(folding.statistics)
     for name, scale in scales.items():
-        bias = _layer(graph, name).bias
+        bias = layer_of(graph, name).bias
         if bias is not None:
             bias.copy_(bias.double() / scale)
         if name in statistics:
@@ -81,7 +83,7 @@ def _rescale(
 ) -> float:
     """Equalize one pair; return the largest relative change of a scale."""
     produced = weights[first].abs().flatten(1).amax(1)
-    groups = getattr(_layer(graph, second), "groups", 1)
+    groups = getattr(layer_of(graph, second), "groups", 1)
     read = _by_input_channel(weights[second], groups)
     consumed = read.abs().flatten(1).amax(1)
     usable = (produced > 0) & (consumed > 0)
@@ -106,7 +108,7 @@ def _from_input_channel(read: Tensor, like: Tensor, groups: int) -> Tensor:
     return read.reshape(groups, inside, out // groups, *kernel).transpose(1, 2).reshape(like.shape)
 
 
-def _pairs(graph: fx.GraphModule) -> Iterator[tuple[str, str, list[fx.Node]]]:
+def neighbours(graph: fx.GraphModule) -> Iterator[tuple[str, str, list[fx.Node]]]:
     """Yield (first, second, the nodes between them) of each pair, in forward order."""
     calls = layer_calls(graph)
     for name, (call, *others) in calls.items():
@@ -126,9 +128,9 @@ def _pairs(graph: fx.GraphModule) -> Iterator[tuple[str, str, list[fx.Node]]]:
 
 def _fits(graph: fx.GraphModule, first: str, second: fx.Node) -> bool:
     """Say whether each output channel of `first` is one input channel of `second` (flattening mixes them)."""
-    layer = _layer(graph, str(second.target))
+    layer = layer_of(graph, str(second.target))
     channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
-    return type(layer) is type(_layer(graph, first)) and channels == _layer(graph, first).weight.shape[0]
+    return type(layer) is type(layer_of(graph, first)) and channels == layer_of(graph, first).weight.shape[0]
 
 
 def _scales_along(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -143,7 +145,8 @@ def _clipped(graph: fx.GraphModule, between: list[fx.Node]) -> Iterator[str]:
             yield str(node.target)
 
 
-def _layer(graph: fx.GraphModule, name: str) -> nn.Conv2d | nn.Linear:
+def layer_of(graph: fx.GraphModule, name: str) -> nn.Conv2d | nn.Linear:
+    """Return the layer of that name."""
     layer = graph.get_submodule(name)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     return layer

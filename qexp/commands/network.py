@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from qexp.build import build
+from qexp.calibration.absorption import absorb_biases
 from qexp.calibration.bias import correct_biases, expected_inputs, give_biases, measured_inputs
 from qexp.calibration.equalization import Equalized, equalize
 from qexp.calibration.fit import Fitted, correct_weights, fit_activations, fit_weights, fitted_weights
@@ -105,7 +106,9 @@ def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
     if not config.quantized:
         return AfterTraining(folding, None)
     equalized = equalize(folding) if config.equalize else None
-    folding = folding if equalized is None else equalized.folding
+    if equalized is not None:
+        equalized = absorb_biases(equalized) if config.absorb else equalized
+        folding = equalized.folding
     plan = make_plan(folding.model, scheme(config, source), source.shape)
     correct_weights(plan, config.bias_correction)
     if config.bias_correction in ("analytic", "empirical"):

@@ -42,6 +42,10 @@ def plan(config: Config) -> Planned:
         raise ConfigError(
             f"trainer.devices={config.trainer.devices}: qexp ptq runs in one process; leave it at 1."
         )
+    if config.calibration and config.calibration.absorb and not config.equalize:
+        raise ConfigError(
+            "calibration.absorb=true: biases go between equalized layers; add calibration.equalize=true."
+        )
     source = build(config.dataset)
     digests = digests_of(config, source)
     if config.quantized:
@@ -123,6 +127,7 @@ def _quantize(planned: Planned, network: Any) -> None:
             "folded": [list(pair) for pair in network.folding.folded],
             "kept_batch_norms": [list(pair) for pair in network.folding.kept],
             "equalized": [list(pair) for pair in network.equalized.pairs] if network.equalized else [],
+            "absorbed": list(network.equalized.absorbed) if network.equalized else [],
             "unclipped": list(network.equalized.unclipped) if network.equalized else [],
             "uncorrected": list(network.uncorrected),
         }

@@ -207,7 +207,7 @@ def _calibrated(run: Run, recipe: Mapping[str, Any], *, is_float: bool) -> dict[
     found["weights"] = str(path) if digest is None else str(digest)[:8]
     if is_float:
         return {**found, "calibration.fold": _node(run.config, "calibration").get("fold", ABSENT)}
-    for key, usual in (("equalize", False), ("bias_correction", "none")):
+    for key, usual in (("equalize", False), ("absorb", False), ("bias_correction", "none")):
         if found.get(f"calibration.{key}") is None:  # as the method has it
             found[f"calibration.{key}"] = _node(run.config, "quantizer").get(key, usual)
     target = found.pop("observer._target_", ABSENT)

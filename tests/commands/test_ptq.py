@@ -138,6 +138,7 @@ def test_a_method_brings_its_preparation_and_what_is_typed_wins(config):
     assert made.equalize and made.bias_correction == "analytic"
     result = json.loads(Path(ptq.run(made)["path"], "result.json").read_text())
     assert len(result["equalized"]) == 3, "one pair in each block"
+    assert made.absorb and set(result["absorbed"]) <= {first for first, _ in result["equalized"]}
     assert "conv1" in result["uncorrected"], "nothing is known of the image"
     plain = config("quantizer=dfq", "bits=8", "calibration.equalize=false", "calibration.bias_correction=none")
     assert not plain.equalize and plain.bias_correction == "none"
@@ -221,3 +222,13 @@ def test_a_published_table_from_its_command_to_its_verdict(tmp_path, monkeypatch
     assert mine["remarks"] == "dataset=digits, paper imagenet; calibration.samples=8, paper 512"
     assert status.main(["outputs"]) == 0
     assert capfd.readouterr().out.count("calibrated") == 2
+
+
+def test_biases_are_absorbed_between_equalized_layers_alone(config):
+    with pytest.raises(ConfigError, match=r"calibration\.absorb=true: .*calibration\.equalize=true"):
+        ptq.run(config("quantizer=uniform", "bits=8", "calibration.absorb=true"))
+    plain, absorbed = (
+        ptq.plan(config("quantizer=uniform", "bits=8", "calibration.equalize=true", *more)).identity
+        for more in ((), ("calibration.absorb=true",))
+    )
+    assert plain != absorbed and "absorb" not in plain["calibration"]
