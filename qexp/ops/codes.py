@@ -43,6 +43,18 @@ class Codes:
         return table.gather(0, self.values.long().unsqueeze(0)).squeeze(0)
 
 
+def ascending(entries: Tensor, table: Tensor) -> Codes:
+    """Return codes over a table that is sorted first.
+
+    Args:
+        entries: integers, which entry of `table` each element takes.
+        table: as a codebook, in any order.
+    """
+    order = table.argsort(dim=0, stable=True)
+    ranks = Codes(entries.int(), order.argsort(dim=0).float()).decode()
+    return Codes(ranks.int(), table.gather(0, order))
+
+
 def uniform_codebook(lowest: int, highest: int, step: Tensor) -> Tensor:
     """Return `step` times every integer from `lowest` to `highest`: (levels,) or (levels, *step.shape)."""
     integers = torch.arange(lowest, highest + 1, dtype=torch.float32, device=step.device)

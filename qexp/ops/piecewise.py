@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qexp.ops.codes import Codes
+from qexp.ops.codes import Codes, ascending
 from qexp.ops.rounding import ste
 
 Variant = Literal["paper", "authors"]
@@ -74,9 +74,7 @@ class PiecewiseGrid:
         second = [torch.full_like(integers, not joint) for joint in self.joint]  # a zero for each sign, or one
         below = -integers - self._chosen(pieces, second)
         entry = self._chosen(pieces, every) + torch.where(value < 0, below, integers)
-        order = table.argsort(dim=0, stable=True)
-        ranks = Codes(entry.int(), order.argsort(dim=0).float()).decode()
-        return Codes(ranks.int(), table.gather(0, order))
+        return ascending(entry, table)
 
     def signed_integers(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return, for each piece, the integers of what lies in it and their signs, both 0 elsewhere; float64.

@@ -36,7 +36,7 @@ _NO_RECIPE = (
 )
 
 # Settings that came after the first runs: null says what their absence said.
-_LATER = ("dataset.train_samples", "dataset.shape")
+_LATER = ("dataset.train_samples", "dataset.shape", "quantizer.weight.dual_above")
 
 # Rounding-level differences of the same recipe: they never split a group by themselves.
 _NUMERICS = (

@@ -82,7 +82,8 @@ def test_each_cell_is_one_job_of_its_experiment(name: str) -> None:
 def test_an_experiment_of_trained_networks(name: str) -> None:
     node, artefact = node_of(name), load_artefact(name)
     assert node.experiment.command == "ptq"
-    assert set(node) == {"defaults", "experiment", "hydra"}  # the paper's recipe is the command's own
+    own = set(node) - ({"quantizer"} if name == "pwlq/fig2_right" else set())  # its breakpoints move with the seed
+    assert own == {"defaults", "experiment", "hydra"}, "the paper's recipe is the command's own"
     typed = list(dict.fromkeys(cell.run for cell in artefact.cells if cell.run))
     jobs = [plain for words in typed for plain in configurations(name, words)]
     assert len(jobs) == len(expand(list(node.experiment.grids), {}, []))

@@ -30,6 +30,10 @@ def error(quantizer, x: Tensor) -> Tensor:
     return (quantizer(x) - x).square().mean(1)
 
 
+def total(quantizer, x: Tensor) -> float:
+    return float(error(quantizer, x).mean())
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_omse_is_the_best_of_all_scales(bits):
     x = weights()
@@ -40,6 +44,37 @@ def test_omse_is_the_best_of_all_scales(bits):
         brute = ((row / steps).round().clamp(-half, half - 1) * steps - row).square().mean(1).min()
         assert float(least) <= float(brute) * 1.0005
     assert (found <= error(UniformWeight(bits, site(x), range="mse"), x) * 1.0005).all()
+
+
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+def test_a_second_tensor_takes_what_the_first_leaves_over(scope):
+    x = weights()
+    alone, dual = (OMSEWeight(3, site(x), scope=scope, dual_above=share) for share in (None, 0.0))
+    for quantizer in (alone, dual):
+        quantizer.fit_weights(x)
+        quantizer.eval()
+    rest = OMSEWeight(3, site(x), scope=scope)
+    rest.fit_weights(x - alone(x))
+    torch.testing.assert_close(dual(x), alone(x) + rest(x - alone(x)), rtol=0, atol=0)
+    assert total(dual, x) < total(alone, x) / 4
+    assert torch.equal(dual.codes(x).decode(), dual(x))
+    assert (dual.codes(x).codebook.diff(dim=0) >= 0).all() and dual.codes(x).levels == 64
+    assert (alone.stored_bits, dual.stored_bits) == (3, 6)
+
+
+def test_only_a_layer_with_a_large_error_gets_a_second_tensor():
+    x = weights()
+    alone = OMSEWeight(3, site(x))
+    alone.fit_weights(x)
+    share = float((alone(x) - x).square().sum() / x.square().sum())
+    for factor, bits in ((0.99, 6), (1.01, 3)):
+        quantizer = OMSEWeight(3, site(x), dual_above=share * factor)
+        quantizer.fit_weights(x)
+        assert quantizer.stored_bits == bits
+    assert torch.equal(quantizer(x), alone(x))
+    for wrong in ({"bits": 5, "dual_above": 0.1}, {"bits": 4, "dual_above": -0.1}):
+        with pytest.raises(ConfigError, match="dual_above"):
+            OMSEWeight(site=site(x), **wrong)
 
 
 def test_omse_per_layer_has_one_scale():

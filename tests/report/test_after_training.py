@@ -326,6 +326,7 @@ def test_median_and_worst_of_runs_whose_breakpoints_follow_their_seed(calibrated
     words = (
         "quantizer=pwlq",
         "bits=w4a8",
+        "quantizer.weight.seed=${seed}",
         "quantizer.weight.perturbation=0.05",
         "calibration.bias_correction=none",
     )
