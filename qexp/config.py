@@ -122,6 +122,8 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
     for key, known in (("equalize", (True, False)), ("bias_correction", CORRECTIONS)):
         if key in reader.node:
             reader.choice(key, known)
+    if "image" in reader.node:
+        reader.choice("image", BITS)
     reader.get("first_last", None, lambda value: end_bits(value, (32, 32)), "a width (1 to 8, or 32), or same")
     return dict(reader.node)
 

@@ -20,6 +20,8 @@ _PLACES = ("root", "file", "val_list", "download", "cache", "weights", "eval_bat
 
 _LATER: dict[str, dict[str, tuple[object, ...]]] = {
     "": {"train_samples": (None,)},
+    "qexp.lit.task.Classification": {"loss": ("cross_entropy",)},
+    "qexp.lit.optimizers.adam": {"update_scale": ("none",)},
     "qexp.data.digits.Digits": {"shape": (None, [1, 8, 8])},
 }
 """Target ("" for all) -> key that came after the first runs -> values that mean what its absence meant: with those
@@ -59,8 +61,8 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
 
 def _training(config: Config, compiled: bool | None) -> dict[str, Any]:
     return {
-        "task": config.task,
-        "optimizer": config.optimizer,
+        "task": _without_places(config.task),
+        "optimizer": _without_places(config.optimizer),
         "schedule": config.schedule,
         "epochs": config.epochs,
         "batch_size": config.batch_size,

@@ -31,6 +31,7 @@ class QuantConv2d(nn.Conv2d):
         )
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        _attach(self)
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -48,6 +49,7 @@ class QuantLinear(nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        _attach(self)
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,6 +71,11 @@ QUANTIZED_LAYERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] =
     nn.Linear: QuantLinear,
 }
 """The float layers that have a quantized form."""
+
+
+def _attach(layer: QuantConv2d | QuantLinear) -> None:
+    if layer.weight_quantizer is not None and isinstance(layer.weight, nn.Parameter):
+        layer.weight_quantizer.attach(layer.weight)
 
 
 def _quantized(layer: QuantConv2d | QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,10 @@ class Config:
     @property
     def first_bits(self) -> tuple[int, int]:
         """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
-        return self.bits.first or self._end_bits()
+        if self.bits.first or self.first_last or "image" not in self.quantizer:
+            return self.bits.first or self._end_bits()
+        weight, activation = self._end_bits()
+        return weight, 32 if activation == 32 else self.quantizer["image"]
 
     @property
     def last_bits(self) -> tuple[int, int]:
