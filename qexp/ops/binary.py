@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def sign(x: Tensor) -> Tensor:
@@ -36,6 +37,17 @@ def windowed(value: Tensor, x: Tensor, window: float | None = 1.0) -> Tensor:
         x: where the gradient goes, in value's shape.
         window: half-width; None lets every gradient pass.
     """
-    limit = torch.finfo(x.dtype).max if window is None else window
-    passing = x.clamp(-limit, limit)  # not x: an infinite one would leave no number behind
+    passing = inside(x, window)
     return value.detach() + (passing - passing.detach())
+
+
+def inside(x: Tensor, window: float | None = 1.0) -> Tensor:
+    """Return x clipped to the window, up to rounding; the gradient is 1 at both ends, else as a clip's.
+
+    (clamp's own gradient at its ends depends on torch's version.)
+    """
+    largest = torch.finfo(x.dtype).max
+    finite = x.clamp(-largest, largest)  # infinity less infinity would leave no number behind
+    if window is None:
+        return finite
+    return finite - F.relu(finite - window) + F.relu(-finite - window)

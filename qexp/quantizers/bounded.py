@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from qexp.ops.rounding import ste
 from qexp.quantizers.base import Quantizer, Rounding, Site
 
 
 class BoundedWeight(Quantizer):
     """A weight quantizer whose layer's weights are clipped to [-1, 1] after each optimizer step."""
 
-    def __init__(self, bits: int, site: Site, rounding: Rounding) -> None:
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
         super().__init__(bits, site, rounding)
         self._real: tuple[nn.Parameter, ...] = ()  # in a tuple: the layer owns it, not this module
 
