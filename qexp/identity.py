@@ -52,6 +52,8 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
         "seed": config.seed,
         "quantization": _quantization(config),
     }
+    if config.normalization is not None:
+        content |= {"normalization": config.normalization}
     if config.calibration is not None:
         content |= {"calibration": _calibration(config)}
     else:
@@ -91,8 +93,10 @@ def _quantization(config: Config) -> dict[str, Any] | None:
     widths = [config.bits.weight, config.bits.activation, config.first_bits, config.last_bits]
     if not config.layers:  # a layer set apart may bring back what the method at large does not use
         widths = _effective_widths(config)
+    gradient = {} if config.gradient_bits is None else {"gradient": [config.gradient_bits, config.gradient_form]}
     return {
         **method,
+        **gradient,
         "placement": config.quantizer["placement"],
         "rounding": config.rounding,
         "versions": {target: getattr(locate(target), "version", 1) for target in targets},

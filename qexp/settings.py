@@ -133,6 +133,9 @@ class Config:
     eval: Evaluation
     names: dict[str, str]
     plain: dict[str, Any]
+    gradient_bits: int | None = None
+    gradient_form: Literal["dorefa", "log"] = "dorefa"
+    normalization: Literal["shift", "shift_authors"] | None = None
     calibration: Calibration | None = None
     observer: dict[str, Any] | None = None
 

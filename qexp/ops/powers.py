@@ -23,3 +23,12 @@ def ap2(x: Tensor) -> Tensor:
     x = x.detach().float()
     rounded = ((x.view(torch.int32) + _TO_NEXT) & _EXPONENT_AND_SIGN).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x)
+
+
+def power_below(x: Tensor) -> Tensor:
+    """Return the largest power of two that is not above |x|, in float32, exactly; 0 below 2^-126.
+
+    >>> power_below(torch.tensor([3.99, -4.0, 0.0])).tolist()
+    [2.0, 4.0, 0.0]
+    """
+    return (x.detach().float().view(torch.int32) & 0x7F800000).view(torch.float32)
