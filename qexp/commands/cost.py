@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--fit", action="store_true", help="the paper's figure beside the model, and its constants"
     )
+    options.add_argument(
+        "--energy", action="store_true", help="memory, energy and unique filters of a run's folder or a network"
+    )
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
     return options
@@ -97,6 +100,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--fit compares {FIGURE_MODEL} as the paper's figure has it; leave out {' '.join(arguments.words)}."
         )
+    if arguments.energy:
+        from qexp.commands.energy import energy_table
+
+        write_or_print(energy_table(arguments.words), arguments.format, arguments.output)
+        return 0
     axes, overrides = parse_words(arguments.words)
     write_or_print(
         figure6_table() if arguments.fit else _table(axes, overrides), arguments.format, arguments.output
