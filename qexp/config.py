@@ -48,6 +48,7 @@ LARGEST_SEED = 2**63 - 1
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
 _AFTER_TRAINING = ("calibration", "observer")
+_OPTIONAL = ("gradient_bits", "gradient_form", "normalization")
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -58,7 +59,9 @@ def parse(plain: Mapping[str, Any]) -> Config:
         ConfigError: with all mistakes, one a line.
     """
     errors: list[str] = []
-    root = Reader(plain, "", errors, (*_REQUIRED, "budget", "explain", "eval", "names", *_AFTER_TRAINING))
+    root = Reader(
+        plain, "", errors, (*_REQUIRED, "budget", "explain", "eval", "names", *_OPTIONAL, *_AFTER_TRAINING)
+    )
     root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
     nodes = {key: root.target(key) for key in _NODES if key in root.node}
@@ -84,6 +87,12 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "eval": _evaluation(root.node.get("eval"), errors),
         "names": _names(root.node.get("names"), node),
     }
+    if "gradient_bits" in root.node:
+        fields["gradient_bits"] = root.choice("gradient_bits", (None, *BITS[1:-1]))
+    if "gradient_form" in root.node:
+        fields["gradient_form"] = root.choice("gradient_form", ("dorefa", "log"))
+    if "normalization" in root.node:
+        fields["normalization"] = root.choice("normalization", (None, "shift", "shift_authors"))
     if "calibration" in root.node:
         fields["calibration"] = _calibration(root.node["calibration"], errors)
         fields["observer"] = root.target("observer")
@@ -122,6 +131,8 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
     for key, known in (("equalize", (True, False)), ("absorb", (True, False)), ("bias_correction", CORRECTIONS)):
         if key in reader.node:
             reader.choice(key, known)
+    if "image" in reader.node:
+        reader.choice("image", BITS)
     reader.get("first_last", None, lambda value: end_bits(value, (32, 32)), "a width (1 to 8, or 32), or same")
     return dict(reader.node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -47,13 +48,17 @@ def _take_over(target: nn.Module, source: nn.Module) -> None:
             _take_over(target.get_submodule(name), child)
 
 
-def quantize_model(plan: Plan) -> nn.Module:
+def quantize_model(plan: Plan, gradient: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Return the network with the plan's quantizers in place.
 
     Every planned layer becomes its quantized form and every planned ReLU call its own quantizer. The float
-    network's parameter tensors are used, not copied, under the names they had.
+    network's parameter tensors are used, not copied, under the names they had. `gradient` makes what stands behind
+    each quantized layer to quantize its gradient.
     """
     swapped = _quantized_layers(plan)
+    if gradient is not None:
+        for layer in swapped.values():
+            layer.gradient_quantizer = gradient().train(layer.training)
     for graph in plan.graphs:
         _rewrite(graph, plan, swapped)
     return plan.graphs[0] if len(plan.graphs) == 1 else TwoModes(*plan.graphs)

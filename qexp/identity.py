@@ -20,6 +20,8 @@ _PLACES = ("root", "file", "val_list", "download", "cache", "weights", "eval_bat
 
 _LATER: dict[str, dict[str, tuple[object, ...]]] = {
     "": {"train_samples": (None,)},
+    "qexp.lit.task.Classification": {"loss": ("cross_entropy",)},
+    "qexp.lit.optimizers.adam": {"update_scale": ("none",)},
     "qexp.data.digits.Digits": {"shape": (None, [1, 8, 8])},
 }
 """Target ("" for all) -> key that came after the first runs -> values that mean what its absence meant: with those
@@ -50,6 +52,8 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
         "seed": config.seed,
         "quantization": _quantization(config),
     }
+    if config.normalization is not None:
+        content |= {"normalization": config.normalization}
     if config.calibration is not None:
         content |= {"calibration": _calibration(config)}
     else:
@@ -59,8 +63,8 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
 
 def _training(config: Config, compiled: bool | None) -> dict[str, Any]:
     return {
-        "task": config.task,
-        "optimizer": config.optimizer,
+        "task": _without_places(config.task),
+        "optimizer": _without_places(config.optimizer),
         "schedule": config.schedule,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
@@ -92,8 +96,10 @@ def _quantization(config: Config) -> dict[str, Any] | None:
     widths = [config.bits.weight, config.bits.activation, config.first_bits, config.last_bits]
     if not config.layers:  # a layer set apart may bring back what the method at large does not use
         widths = _effective_widths(config)
+    gradient = {} if config.gradient_bits is None else {"gradient": [config.gradient_bits, config.gradient_form]}
     return {
         **method,
+        **gradient,
         "placement": config.quantizer["placement"],
         "rounding": config.rounding,
         "versions": {target: getattr(locate(target), "version", 1) for target in targets},

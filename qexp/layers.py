@@ -31,12 +31,14 @@ class QuantConv2d(nn.Conv2d):
         )
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.gradient_quantizer: nn.Module | None = None
+        _attach(self)
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve the quantized input (N, C, H, W) with the quantized weights."""
         x, weight = _quantized(self, input)
-        return self._conv_forward(x, weight, self.bias)
+        return _with_gradient(self, self._conv_forward(x, weight, self.bias))
 
 
 class QuantLinear(nn.Linear):
@@ -48,12 +50,14 @@ class QuantLinear(nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.gradient_quantizer: nn.Module | None = None
+        _attach(self)
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply the quantized input (..., features) by the quantized weights."""
         x, weight = _quantized(self, input)
-        return F.linear(x, weight, self.bias)
+        return _with_gradient(self, F.linear(x, weight, self.bias))
 
 
 def float_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -71,8 +75,17 @@ QUANTIZED_LAYERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] =
 """The float layers that have a quantized form."""
 
 
+def _attach(layer: QuantConv2d | QuantLinear) -> None:
+    if layer.weight_quantizer is not None and isinstance(layer.weight, nn.Parameter):
+        layer.weight_quantizer.attach(layer.weight)
+
+
 def _quantized(layer: QuantConv2d | QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:
     if layer.input_quantizer is not None:
         x = layer.input_quantizer(x)
     weight = layer.weight if layer.weight_quantizer is None else layer.weight_quantizer(layer.weight)
     return x, weight
+
+
+def _with_gradient(layer: QuantConv2d | QuantLinear, output: Tensor) -> Tensor:
+    return output if layer.gradient_quantizer is None else layer.gradient_quantizer(output)

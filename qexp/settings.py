@@ -134,6 +134,9 @@ class Config:
     eval: Evaluation
     names: dict[str, str]
     plain: dict[str, Any]
+    gradient_bits: int | None = None
+    gradient_form: Literal["dorefa", "log"] = "dorefa"
+    normalization: Literal["shift", "shift_authors"] | None = None
     calibration: Calibration | None = None
     observer: dict[str, Any] | None = None
 
@@ -148,7 +151,10 @@ class Config:
     @property
     def first_bits(self) -> tuple[int, int]:
         """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
-        return self.bits.first or self._end_bits()
+        if self.bits.first or self.first_last or "image" not in self.quantizer:
+            return self.bits.first or self._end_bits()
+        weight, activation = self._end_bits()
+        return weight, 32 if activation == 32 else self.quantizer["image"]
 
     @property
     def last_bits(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from qexp.errors import ConfigError
 from qexp.layers import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
+from qexp.normalization import ShiftBatchNorm
 from qexp.quantizers.base import Quantizer
 
 RELU_MODULES = (nn.ReLU, nn.ReLU6)
@@ -60,7 +61,7 @@ class _Tracer(fx.Tracer):
     stopped_in = ""  # the innermost module whose forward pass failed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        quantized = isinstance(m, (Quantizer, QuantConv2d, QuantLinear))
+        quantized = isinstance(m, (Quantizer, QuantConv2d, QuantLinear, ShiftBatchNorm))
         return quantized or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

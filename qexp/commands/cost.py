@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--pwlq", action="store_true", help="narrow weights on one array; takes model= and bandwidth= (8,16)"
     )
+    options.add_argument(
+        "--energy", action="store_true", help="memory, energy and unique filters of a run's folder or a network"
+    )
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
     return options
@@ -103,13 +106,20 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--fit compares {FIGURE_MODEL} as the paper's figure has it; leave out {' '.join(arguments.words)}."
         )
-    if arguments.pwlq:
-        table = pwlq_table(arguments.words)
-    else:
-        axes, overrides = parse_words(arguments.words)
-        table = figure6_table() if arguments.fit else _table(axes, overrides)
-    write_or_print(table, arguments.format, arguments.output)
+    write_or_print(_chosen(arguments), arguments.format, arguments.output)
     return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> Table:
+    """Return the table that the options ask for."""
+    if arguments.energy:
+        from qexp.commands.energy import energy_table
+
+        return energy_table(arguments.words)
+    if arguments.pwlq:
+        return pwlq_table(arguments.words)
+    axes, overrides = parse_words(arguments.words)
+    return figure6_table() if arguments.fit else _table(axes, overrides)
 
 
 def pwlq_table(words: Sequence[str] = ()) -> Table:

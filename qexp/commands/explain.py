@@ -64,6 +64,7 @@ def summary(config: Config, plan: Plan) -> dict[str, Any]:
         "quantizer": config.names["quantizer"],
         "bits": {"weight": config.bits.weight, "activation": config.bits.activation},
         **{end: {"weight": weight, "activation": activation} for end, (weight, activation) in ends.items()},
+        "gradients": config.gradient_bits if config.quantized else None,
         "layers": [asdict(row) for row in rows],
         "activations": [_site_row(site) for site in plan.sites],
         "alphas": len(learned),
@@ -126,6 +127,8 @@ def _print(report: dict[str, Any]) -> None:
     quantized = any(layer["weight_bits"] < 32 or layer["activation"] != "float" for layer in report["layers"])
     bits = f"{inner}; first layer {first}, last layer {last}" if quantized else "everything in float"
     console.print(f"[bold]{report['model']}[/] for {report['dataset']}, quantizer={report['quantizer']}, {bits}")
+    if report["gradients"] is not None:
+        console.print(f"gradients behind each quantized layer: {report['gradients']} bits")
     console.print(_layer_table(report))
     if any(site["quantizer"] != "ReLU" for site in report["activations"]):
         console.print(_site_table(report))

@@ -21,8 +21,10 @@ from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.models.weights import load_weights
+from qexp.normalization import shifted
 from qexp.plan import Plan, make_plan
 from qexp.quantizers.base import Quantizer, Site
+from qexp.quantizers.gradient import GradientQuantizer
 from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
 
 
@@ -32,6 +34,8 @@ def build_float(config: Config, source: DataSource) -> nn.Module:
     weights = node.pop("weights", None)
     torch.manual_seed(config.seed)
     model: nn.Module = build(node, input_shape=source.shape, num_classes=source.num_classes)
+    if config.normalization is not None:
+        shifted(model, config.normalization)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -49,7 +53,12 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
     model = build_float(config, source)
     if not config.quantized:
         return model
-    return quantize_model(make_plan(model, scheme(config, source), source.shape))
+    return quantize_model(make_plan(model, scheme(config, source), source.shape), _gradient(config))
+
+
+def _gradient(config: Config) -> Callable[[], nn.Module] | None:
+    bits, form = config.gradient_bits, config.gradient_form
+    return None if bits is None else lambda: GradientQuantizer(bits, form)
 
 
 @dataclass

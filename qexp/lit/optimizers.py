@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,12 @@ import torch
 from torch import nn
 
 from qexp.errors import ConfigError
+from qexp.lit.shift_adamax import ShiftAdaMax, Variant
+from qexp.ops.powers import ap2
 from qexp.quantizers.base import named_quantizers
+
+UpdateScale = Literal["none", "fan", "fan_power_of_two"]
+"""A factor on every weight's update: none, or 1 / Glorot's coefficient, as it is or as a power of two."""
 
 Decay = Literal["weights", "all"]
 """What weight decay acts on: the weights of convolutions and linear layers, or biases and normalization too."""
@@ -92,13 +98,59 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     decay: Decay = "weights",
+    update_scale: UpdateScale = "none",
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015); `weight_decay` is the coupled L2 penalty, not AdamW's."""
-    settings = _settings(groups, lr, weight_decay, decay)
+    settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
     wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
     _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
     _refuse(eps < 0.0, f"optimizer.eps={eps}: 0 or more.")
     return torch.optim.Adam(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+def shift_adamax(
+    groups: Sequence[Group],
+    *,
+    lr: float = 2**-10,
+    betas: Sequence[float] = (1 - 2**-3, 1 - 2**-10),
+    eps: float = 2**-27,
+    variant: Variant = "paper",
+    weight_decay: float = 0.0,
+    decay: Decay = "weights",
+    update_scale: UpdateScale = "none",
+) -> torch.optim.Optimizer:
+    """Shift-based AdaMax; `qexp.lit.shift_adamax` has the formulas. `eps` is for variant=authors alone."""
+    settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
+    wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
+    _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
+    _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
+    _refuse(variant not in ("paper", "authors"), f"optimizer.variant={variant}: choose paper or authors.")
+    return ShiftAdaMax(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps, variant=variant)
+
+
+def by_fan(groups: Sequence[Group], update_scale: UpdateScale) -> list[Group]:
+    """Split the weights by the factor on their updates, sqrt((fan_in + fan_out) / 1.5) (arXiv 1602.02830's code).
+
+    It reaches Adam and AdaMax through the learning rate, which their updates are proportional to.
+
+    Raises:
+        ConfigError: an unknown factor.
+    """
+    scales = ("none", "fan", "fan_power_of_two")
+    _refuse(update_scale not in scales, f"optimizer.update_scale={update_scale}: choose {', '.join(scales)}.")
+    if update_scale == "none":
+        return list(groups)
+    split = []
+    for group in groups:
+        if group.kind != "weights":
+            split.append(group)
+            continue
+        for weight in group.parameters:
+            factor = math.sqrt((weight.shape[0] + weight.shape[1]) * weight[0, 0].numel() / 1.5)
+            if update_scale == "fan_power_of_two":
+                factor = float(ap2(torch.tensor(factor)))
+            split.append(Group(group.kind, (weight,), group.lr_factor * factor, group.weight_decay))
+    return _merged(split)
 
 
 def _settings(groups: Sequence[Group], lr: float, weight_decay: float, decay: Decay) -> list[dict[str, Any]]:

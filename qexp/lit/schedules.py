@@ -76,6 +76,20 @@ def cosine(*, final: float = 0.0, warmup_epochs: float = 0.0, epochs: int = 1) -
     return _with_warmup(lambda progress: _anneal(1.0, final, progress), warmup_epochs, epochs)
 
 
+def exponential(*, final: float = 1e-4, warmup_epochs: float = 0.0, epochs: int = 1) -> Schedule:
+    """From 1 down to `final`, by the same factor in equal times.
+
+    Raises:
+        ConfigError: `final` is not above zero.
+
+    >>> [round(exponential(final=0.01)(progress), 3) for progress in (0.0, 0.5, 1.0)]
+    [1.0, 0.1, 0.01]
+    """
+    if not final > 0:
+        raise ConfigError(f"schedule.final={final}: a factor above 0 on the learning rate.")
+    return _with_warmup(lambda progress: final**progress, warmup_epochs, epochs)
+
+
 def onecycle(*, rise: float = 0.3, start: float = 0.04, final: float = 1e-4, epochs: int = 1) -> Schedule:
     """Up from `start` to 1 over the share `rise`, then down to `final`, both along half a cosine.
 

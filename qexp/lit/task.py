@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from qexp.errors import ConfigError, TrainingError
 from qexp.lit import world
+from qexp.lit.losses import refuse_smoothing, supervised_loss
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
 from qexp.quantizers.base import Quantizer, named_quantizers
@@ -30,10 +30,11 @@ def classification_step(
     penalized: Sequence[nn.Parameter],
     lambda_alpha: float,
     label_smoothing: float,
+    loss_name: str = "cross_entropy",
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the statistics of one batch.
 
-    The loss is the cross entropy, plus what the quantizers add, plus (lambda_alpha / 2) * sum of alpha^2, whose
+    The loss is that of the data, plus what the quantizers add, plus (lambda_alpha / 2) * sum of alpha^2, whose
     gradient is lambda_alpha * alpha whatever the optimizer does with it.
 
     Args:
@@ -42,13 +43,14 @@ def classification_step(
         quantizers: those whose auxiliary loss counts.
         penalized: each penalized parameter once.
         lambda_alpha: 0 switches the penalty off.
+        loss_name: the data's loss, as `qexp.lit.losses.supervised_loss` has it.
 
     Returns:
         The scalar loss, and `STATISTICS` (3,) in float32, detached.
     """
     logits = network(images).float()
-    cross_entropy = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    loss = cross_entropy
+    data_loss = supervised_loss(logits, labels, loss_name, label_smoothing)
+    loss = data_loss
     for quantizer in quantizers:
         extra = quantizer.auxiliary_loss()
         if extra is not None:
@@ -58,9 +60,7 @@ def classification_step(
             loss = loss + (0.5 * lambda_alpha) * parameter.float().square().sum()
     count = labels.shape[0]
     correct = (logits.detach().argmax(dim=1) == labels).sum()
-    statistics = torch.stack(
-        [cross_entropy.detach() * count, correct.float(), (loss - cross_entropy).detach() * count]
-    )
+    statistics = torch.stack([data_loss.detach() * count, correct.float(), (loss - data_loss).detach() * count])
     return loss, statistics
 
 
@@ -74,9 +74,10 @@ class Classification(pl.LightningModule):
         total_steps: of the whole run; the schedule's end.
         lambda_alpha: weight of the penalty on alphas.
         label_smoothing: share of each label spread over all classes.
+        loss: what training minimizes; `qexp.lit.losses` has them.
 
     Raises:
-        ConfigError: `label_smoothing` is no share.
+        ConfigError: `label_smoothing` is no share, or belongs to another loss.
     """
 
     def __init__(
@@ -88,11 +89,14 @@ class Classification(pl.LightningModule):
         total_steps: int,
         lambda_alpha: float = 0.0,
         label_smoothing: float = 0.0,
+        loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy",
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"task.label_smoothing={label_smoothing}: a share, 0 or more, and below 1.")
+        refuse_smoothing(loss, label_smoothing)
         self.network = network
+        self.loss = loss
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.total_steps = total_steps
@@ -120,6 +124,7 @@ class Classification(pl.LightningModule):
             self.penalized,
             self.lambda_alpha,
             self.label_smoothing,
+            self.loss,
         )
         self.totals += statistics
         self.samples += labels.shape[0]

@@ -186,6 +186,9 @@ class Quantizer(nn.Module):
         if parameters := tuple(self.parameters()):
             yield ParameterGroup(parameters)
 
+    def attach(self, weight: nn.Parameter) -> None:
+        """Take note of the layer's real weights, once, when it is put on them. Default: nothing."""
+
     def auxiliary_loss(self) -> Tensor | None:
         """Return a scalar added to the loss inside the graph, after the forward pass. Default: None."""
         return None

@@ -50,7 +50,9 @@ class ImageGrid(Quantizer):
         return Codes(self._integers(x).detach().int(), uniform_codebook(0, steps, self.step) + self.lowest)
 
     def _integers(self, x: Tensor) -> Tensor:
-        return self.rounding((x.float() - self.lowest) / self.step).clamp(0, 2**self.bits - 1)
+        integers = self.rounding((x.float() - self.lowest) / self.step)
+        # Dropout before the first layer scales the pixels it keeps up, in training: they may lie beyond white.
+        return integers if self.training and self.bits == 8 else integers.clamp(0, 2**self.bits - 1)
 
 
 def _per_value(levels: tuple[float, ...], shape: tuple[int, ...]) -> Tensor:

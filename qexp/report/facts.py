@@ -36,7 +36,12 @@ _NO_RECIPE = (
 )
 
 # Settings that came after the first runs: null says what their absence said.
-_LATER = ("dataset.train_samples", "dataset.shape", "quantizer.weight.dual_above")
+_LATER = (
+    *("dataset.train_samples", "dataset.shape", "gradient_bits", "normalization"),
+    "quantizer.weight.dual_above",
+)
+_LATER_CHOICES = {"task.loss": "cross_entropy", "optimizer.update_scale": "none"}
+"""Likewise, with the value that says it."""
 
 # Rounding-level differences of the same recipe: they never split a group by themselves.
 _NUMERICS = (
@@ -54,6 +59,8 @@ _METHODS_SEED = "quantizer.weight.seed"
 _QUANTIZATION = (
     "quantizer",
     "first_last",
+    "gradient_bits",
+    "gradient_form",
     "layers",
     "rounding",
     "alpha_regularization",
@@ -162,6 +169,8 @@ def facts(run: Run) -> Facts:
     is_float = names["quantizer"] == "none"
     calibrated = bool(_node(run.config, "calibration"))
     unset = [key for key in _LATER if flat.get(key) is None]
+    unset += [key for key, usual in _LATER_CHOICES.items() if flat.get(key) == usual]
+    unset += ["gradient_form"] if flat.get("gradient_bits") is None else []
     recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}

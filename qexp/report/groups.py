@@ -12,7 +12,16 @@ from qexp.report.intervals import Summary, summarize
 
 # What a float network does not have, and what one method sets otherwise than another.
 _FOLLOW_QUANTIZER = (
-    *("quantizer.", "first_last", "layers", "rounding.", "alpha_regularization.", "calibration.", "observer"),
+    *(
+        "quantizer.",
+        "first_last",
+        "gradient_",
+        "layers",
+        "rounding.",
+        "alpha_regularization.",
+        "calibration.",
+        "observer",
+    ),
 )
 
 

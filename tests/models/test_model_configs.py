@@ -11,6 +11,7 @@ from qexp.report.headers import read_header
 
 NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
 IMAGES = {"cifar10": (3, 32, 32), "svhn": (3, 40, 40), "imagenet": (3, 224, 224), "digits": (1, 8, 8)}
+IMAGES["mnist"] = (1, 28, 28)
 
 
 def compose(*overrides: str) -> tuple[dict, str]:

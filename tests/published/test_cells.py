@@ -10,7 +10,7 @@ from qexp.published import artefact_names, load_artefact, parse_paper
 from qexp.published.cells import HOW
 
 # Each paper with its number at arXiv.
-REFERENCES = ("arXiv:1805.06085v2, ", "Fang et al., ECCV 2020, arXiv 2002.00104, ")
+REFERENCES = ("arXiv:1805.06085v2, ", "Fang et al., ECCV 2020, arXiv 2002.00104, ", "arXiv:1602.02830, ")
 
 CELLS = [cell for name in artefact_names() for cell in load_artefact(name).cells]
 

@@ -37,8 +37,12 @@ def cases() -> Iterator[tuple[str, dict[str, Any], str, str | None]]:
                 yield from ((path.stem, node, role, scope) for role in roles for scope in scopes)
 
 
-def make(node: dict[str, Any], role: str, scope: str | None = None, bits: int = 4) -> Quantizer:
+def make(node: dict[str, Any], role: str, scope: str | None = None, bits: int | None = None) -> Quantizer:
+    """Build a quantizer; `bits` of None is 4, or the widest below 32 of a method without 4 bits."""
     extra = {} if scope is None else {"scope": scope}
+    if bits is None:
+        widths = locate(node["_target_"]).supported_bits  # type: ignore[attr-defined]
+        bits = 4 if 4 in widths else max(width for width in widths if width < 32)
     quantizer: Quantizer = build({**node, **extra}, bits=bits, site=SITES[role], rounding=ste)
     return quantizer
 

@@ -1,0 +1,134 @@
+"""`qexp cost --energy`: memory, energy and unique filters of a network composed here, or of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qexp.config import Config, parse
+from qexp.errors import ConfigError
+from qexp.hardware.energy import DRAM_PJ, Energy, layer_energy, total, unique_filters
+from qexp.report.tables import Column, Table
+
+NOTES = (
+    "Energies of operations: Horowitz 2014, 45 nm, as arXiv 1602.02830 prints them (tables 2 and 3). A product of"
+    " at most 8 bits is scaled from int8 by its bits and accumulated in 32 bits: this project's model.",
+    f"Each weight is read from DRAM once ({DRAM_PJ[0] / 1000:g} to {DRAM_PJ[1] / 1000:g} nJ for 64 bits), each"
+    " input from a 1 MB cache once. Nothing is measured.",
+    "Unique filters: the share of a run's binary 2-D filters that differ, a filter and its negative counted once.",
+)
+COLUMNS = (
+    Column("layer", "layer"),
+    Column("bits", "bits"),
+    Column("macs", "MACs", number=True),
+    Column("bit_operations", "bit-operations", number=True),
+    Column("bytes", "weights, bytes", number=True),
+    Column("times", "times smaller", number=True),
+    Column("arithmetic", "arithmetic, uJ", number=True),
+    Column("inputs", "inputs, uJ", number=True),
+    Column("weights", "weights, uJ", number=True),
+    Column("unique", "unique filters", number=True),
+)
+
+
+def energy_table(words: Sequence[str]) -> Table:
+    """Return the table for a run's folder, or for a network composed of settings as for `qexp explain`.
+
+    Raises:
+        QexpError: there is no such run, or what the composition or the plan says.
+    """
+    from qexp.build import build  # torch is imported below, after the words were looked at
+    from qexp.commands.explain import layer_row
+    from qexp.commands.network import build_float, scheme
+    from qexp.models.weights import load_weights
+    from qexp.plan import make_plan
+
+    run = Path(words[0]) if len(words) == 1 and "=" not in words[0] else None
+    config = _config(words, run)
+    source = build(config.dataset)
+    model = build_float(config, source)
+    if run is not None:
+        load_weights(model, run)
+    plan = make_plan(model, scheme(config, source), source.shape)
+    records, energies, floats = [], [], []
+    for layer in plan.layers:
+        row, inputs = layer_row(layer, plan), math.prod(layer.input_shape)
+        energies.append(layer_energy(row.macs, row.parameters, row.weight_bits, inputs, row.activation_bits))
+        floats.append(layer_energy(row.macs, row.parameters, 32, inputs, 32))
+        weight = model.get_submodule(layer.name).weight if run is not None and row.weight_bits == 1 else None
+        bits = f"w{row.weight_bits}a{row.activation_bits}"
+        records.append(_record(layer.name, bits, row, energies[-1]) | {"unique": _unique(weight)})
+    records.append(_whole(records, total(energies)))
+    return Table(
+        title=f"{' '.join(map(str, words))}: memory and energy for one sample",
+        columns=COLUMNS,
+        rows=[{key: _text(value) for key, value in record.items()} for record in records],
+        records=records,
+        notes=[*NOTES, f"All of it in float32: {_sum(total(floats))} uJ; as it is: {_sum(total(energies))} uJ."],
+    )
+
+
+def _config(words: Sequence[str], run: Path | None) -> Config:
+    from qexp.commands.bench import composed
+    from qexp.saved import run_config
+
+    if run is None:
+        if wrong := [word for word in words if "=" not in word]:
+            raise ConfigError(f"--energy {wrong[0]}: give one run's folder alone, or settings as key=value.")
+        return composed(*words)
+    return parse(run_config(run, "--energy", {}))
+
+
+def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:
+    return {
+        "layer": name,
+        "bits": bits,
+        "macs": row.macs,
+        "bit_operations": row.bit_operations,
+        "bytes": row.weight_bytes,
+        "times": 4 * row.parameters / row.weight_bytes,
+        **_microjoules(energy),
+    }
+
+
+def _whole(records: Sequence[dict[str, Any]], energy: Energy) -> dict[str, Any]:
+    """Return the line of all layers; its share of unique filters is the mean of the layers', as in the paper."""
+    sums = {key: sum(record[key] for record in records) for key in ("macs", "bit_operations", "bytes")}
+    floats = sum(record["times"] * record["bytes"] for record in records)
+    shares = [record["unique"] for record in records if record["unique"] is not None]
+    return {
+        "layer": "all",
+        "bits": "",
+        **sums,
+        "times": floats / sums["bytes"],
+        **_microjoules(energy),
+        "unique": sum(shares) / len(shares) if shares else None,
+    }
+
+
+def _unique(weight: Any) -> float | None:
+    if weight is None or weight.dim() != 4:
+        return None
+    return unique_filters((weight >= 0).flatten(0, 1).flatten(1).tolist())
+
+
+def _microjoules(energy: Energy) -> dict[str, Any]:
+    least, most = (f"{value / 1e6:.4g}" for value in energy.weights)
+    return {
+        "arithmetic": energy.arithmetic / 1e6,
+        "inputs": energy.activations / 1e6,
+        "weights": f"{least} to {most}",
+    }
+
+
+def _sum(energy: Energy) -> str:
+    least, most = ((energy.arithmetic + energy.activations + value) / 1e6 for value in energy.weights)
+    return f"{least:.4g} to {most:.4g}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,41 @@
+"""What training minimizes: the cross entropy, or the squared hinge of the binarized networks."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from qexp.errors import ConfigError
+
+
+def squared_hinge(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over samples and classes of max(0, 1 - t y)^2, t = +1 for the label and -1 for the others.
+
+    Source: the authors' code of arXiv 1602.02830 (an L2-SVM at the network's end).
+
+    Args:
+        scores: (N, classes), real.
+        labels: (N,), int64.
+
+    >>> import torch
+    >>> squared_hinge(torch.tensor([[0.5, -2.0]]), torch.tensor([0])).item()
+    0.125
+    """
+    targets = 2 * F.one_hot(labels, scores.shape[1]).to(scores.dtype) - 1
+    return (1 - targets * scores).clamp(min=0).square().mean()
+
+
+def supervised_loss(scores: Tensor, labels: Tensor, name: str, label_smoothing: float = 0.0) -> Tensor:
+    """Return the loss called `name` (cross_entropy or squared_hinge) of one batch, a scalar."""
+    if name == "squared_hinge":
+        return squared_hinge(scores, labels)
+    return F.cross_entropy(scores, labels, label_smoothing=label_smoothing)
+
+
+def refuse_smoothing(name: str, label_smoothing: float) -> None:
+    """Raise ConfigError where labels are smoothed for a loss that has no place for it."""
+    if name == "squared_hinge" and label_smoothing:
+        raise ConfigError(
+            f"task.label_smoothing={label_smoothing}: task.loss=squared_hinge has none; set it to 0, or "
+            "task.loss=cross_entropy."
+        )

@@ -1,0 +1,80 @@
+"""Shift-based AdaMax: every product and quotient of an update is a shift by a power of two.
+
+Courbariaux et al. 2016, arXiv 1602.02830, algorithm 2 of the proceedings (4 of the preprint), and the authors'
+Torch code, which differs. AP2 is `qexp.ops.powers.ap2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.ops.powers import ap2
+
+Variant = Literal["paper", "authors"]
+
+
+class ShiftAdaMax(torch.optim.Optimizer):
+    """m = beta1 m + (1 - beta1) g and v = max(beta2 v, |g|), then one of two updates.
+
+    paper: w -= (lr AP2(1 - beta1)) m AP2(1 / v). The algorithm prints no power of beta1 and calls m what it never
+    defines; so it is read. Where v is 0, so is m, and nothing moves.
+    authors: v = AP2(v) + eps, kept so, then w -= AP2(lr / (1 - beta1^t)) m / v.
+
+    Args:
+        params: groups, each with an `lr` and a `weight_decay` (coupled) of its own.
+        lr: powers of two keep the update one: algorithm 2 has 2^-10.
+        betas: of the two averages.
+        eps: of variant `authors`, 2^-27 there.
+        variant: as above.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        variant: Variant,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "variant": variant, "weight_decay": 0.0}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; return what `closure`, run before, returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if group["weight_decay"]:
+            gradient = gradient + group["weight_decay"] * parameter
+        state = self.state[parameter]
+        if not state:
+            state |= {"step": 0, "mean": torch.zeros_like(parameter), "largest": torch.zeros_like(parameter)}
+        state["step"] += 1
+        first, second = group["betas"]
+        mean = state["mean"].mul_(first).add_(gradient, alpha=1 - first)
+        largest = torch.maximum(state["largest"].mul_(second), gradient.abs(), out=state["largest"])
+        if group["variant"] == "paper":
+            factor = group["lr"] * float(ap2(torch.tensor(1 - first)))
+            # Below the smallest normal number 1 / v has no float; there, as where v is 0, m is as good as 0.
+            inverse = ap2(1 / largest.clamp(min=torch.finfo(torch.float32).tiny))
+            parameter.sub_(factor * mean * torch.where(largest > 0, inverse, 0.0))
+            return
+        largest.copy_(ap2(largest)).add_(group["eps"])
+        factor = float(ap2(torch.tensor(group["lr"] / (1 - first ** state["step"]))))
+        parameter.addcdiv_(mean, largest, value=-factor)

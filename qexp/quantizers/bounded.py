@@ -1,0 +1,29 @@
+"""Weights that stay real while they are trained, in [-1, 1]: what the quantizers of the QNN paper have in common.
+
+Courbariaux et al. 2016, arXiv 1602.02830, section 1 and algorithm 1: without the bound they would grow without
+changing the quantized weights.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qexp.ops.rounding import ste
+from qexp.quantizers.base import Quantizer, Rounding, Site
+
+
+class BoundedWeight(Quantizer):
+    """A weight quantizer whose layer's weights are clipped to [-1, 1] after each optimizer step."""
+
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
+        super().__init__(bits, site, rounding)
+        self._real: tuple[nn.Parameter, ...] = ()  # in a tuple: the layer owns it, not this module
+
+    def attach(self, weight: nn.Parameter) -> None:
+        """Take note of the layer's weights."""
+        self._real = (weight,)
+
+    def after_step(self) -> None:
+        """Clip them."""
+        for weight in self._real:
+            weight.clamp_(-1.0, 1.0)

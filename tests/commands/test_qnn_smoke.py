@@ -1,0 +1,26 @@
+"""The QNN paper's experiments run to their end on the digits, at a small width: every path, no number."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ["budget=smoke", "epochs=1", "logger=none", "trainer.threads=1", "trainer.compile=false", "seed=0"]
+EXPERIMENTS = {"table1": 10, "gradients": 7, "shift": 4, "stochastic": 4}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_path_of_an_experiment_runs(name: str, tmp_path: Path) -> None:
+    words = [f"experiment=qnn/{name}", *SMALL, "model.width=0.05", f"output_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qexp", "train", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert len(results) == EXPERIMENTS[name]
+    assert all(0.0 < result["test_accuracy"] <= 1.0 for result in results)

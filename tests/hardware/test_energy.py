@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from qexp.errors import ConfigError
+from qexp.hardware.energy import ADD_PJ, MULTIPLY_PJ, layer_energy, mac_energy, unique_filters
+
+
+def test_a_binary_network_costs_more_than_an_order_of_magnitude_less() -> None:
+    """The paper's conclusion, and 32 times fewer bytes of weights, so 32 times less energy for them."""
+    real, binary = (layer_energy(10**6, 6400, bits, 800, bits) for bits in (32, 1))
+    assert real.weights[0] == pytest.approx(32 * binary.weights[0])
+    assert real.arithmetic > 10 * binary.arithmetic
+
+
+def test_by_hand() -> None:
+    # 640 weights of 1 bit: 10 accesses of 8 bytes; 64 inputs of 8 bits: 8 accesses.
+    energy = layer_energy(1000, 640, 1, 64, 8)
+    assert energy.weights == (13_000.0, 26_000.0)
+    assert energy.activations == 800.0
+    assert energy.arithmetic == pytest.approx(1000 * (0.2 / 8 + 0.1))
+    assert mac_energy(1, 32) == mac_energy(32, 32) == MULTIPLY_PJ["float32"] + ADD_PJ["float32"]
+    with pytest.raises(ConfigError, match="cache=64"):
+        layer_energy(1, 1, 1, 1, 1, cache=64)
+
+
+def test_there_are_at_most_256_filters_of_3_x_3_up_to_sign() -> None:
+    every = [[bool(code >> bit & 1) for bit in range(9)] for code in range(512)]
+    assert unique_filters(every) == 0.5
+    assert unique_filters(every, inverses=False) == 1.0
+    assert unique_filters(every * 3) == pytest.approx(256 / 1536)
+    with pytest.raises(ConfigError, match="no filter"):
+        unique_filters([])

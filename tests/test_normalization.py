@@ -1,0 +1,113 @@
+"""Algorithm 3 of arXiv 1602.02830 against a plain transcription in float64, number by number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import ConfigError
+from qexp.models.mlp import MLP
+from qexp.normalization import ShiftBatchNorm, shifted
+
+
+def ap2(x: float) -> float:
+    return math.copysign(2.0 ** round(math.log2(abs(x))), x) if x else 0.0
+
+
+def algorithm3(column: list[float], gain: float, shift: float, eps: float) -> tuple[list[float], float, float]:
+    """One channel of a batch: the result, its mean and its variance."""
+    mean = sum(column) / len(column)
+    centred = [x - mean for x in column]
+    variance = sum(c * ap2(c) for c in centred) / len(column)
+    inverse = ap2(1 / math.sqrt(variance + eps))
+    return [ap2(gain) * (c * inverse) + shift for c in centred], mean, variance
+
+
+def backward(column: list[float], upstream: list[float], gain: float, eps: float) -> tuple[list[float], float]:
+    """The gradients of one channel and of its gain: batch norm's with AP2 of C, of 1 / std and of x-hat in it."""
+    n = len(column)
+    _, mean, variance = algorithm3(column, gain, 0.0, eps)
+    centred = [x - mean for x in column]
+    inverse = ap2(1 / math.sqrt(variance + eps))
+    inner = [g * ap2(gain) for g in upstream]
+    mean_inner = sum(inner) / n
+    product = sum(g * ap2(c) for g, c in zip(inner, centred, strict=True)) / n
+    back = [
+        inverse * (g - mean_inner - ap2(c) * inverse**2 * product) for g, c in zip(inner, centred, strict=True)
+    ]
+    return back, sum(g * ap2(c * inverse) for g, c in zip(upstream, centred, strict=True))
+
+
+def made(authors: bool, spatial: bool) -> tuple[ShiftBatchNorm, Tensor]:
+    torch.manual_seed(2)
+    norm = nn.BatchNorm2d(3, eps=1e-4) if spatial else nn.BatchNorm1d(3, eps=1e-4)
+    nn.init.uniform_(norm.weight, -2, 2)
+    nn.init.uniform_(norm.bias, -1, 1)
+    x = torch.randn(4, 3, 5, 2) if spatial else torch.randn(16, 3)
+    return ShiftBatchNorm(norm, authors), 3 * x + 1
+
+
+def columns(x: Tensor) -> list[list[float]]:
+    return x.detach().double().movedim(1, 0).flatten(1).tolist()
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+@pytest.mark.parametrize("authors", [False, True])
+def test_forward_and_backward(authors: bool, spatial: bool) -> None:
+    module, x = made(authors, spatial)
+    eps = 1e-5 if authors else 1e-4
+    x.requires_grad_()
+    y, upstream = module(x), torch.randn(x.shape)
+    y.backward(upstream)
+    assert x.grad is not None
+    for channel, column in enumerate(columns(x)):
+        gain, shift = module.weight[channel].item(), module.bias[channel].item()
+        expected, mean, variance = algorithm3(column, gain, shift, eps)
+        torch.testing.assert_close(columns(y)[channel], expected, rtol=1e-5, atol=1e-5)
+        back, gain_back = backward(column, columns(upstream)[channel], gain, eps)
+        torch.testing.assert_close(columns(x.grad)[channel], back, rtol=1e-4, atol=1e-5)
+        assert module.weight.grad[channel].item() == pytest.approx(gain_back, rel=1e-4, abs=1e-4)
+        assert module.bias.grad[channel].item() == pytest.approx(
+            sum(columns(upstream)[channel]), rel=1e-4, abs=1e-4
+        )
+        newest = 0.125 if authors else 0.1
+        spread = 1 / math.sqrt(variance + eps) if authors else variance
+        assert module.running_mean[channel].item() == pytest.approx(newest * mean, rel=1e-4, abs=1e-6)
+        assert module.running_var[channel].item() == pytest.approx(1 - newest + newest * spread, rel=1e-4)
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_evaluation_uses_the_running_statistics(authors: bool) -> None:
+    module, x = made(authors, spatial=False)
+    for _ in range(5):
+        module(x)
+    y = module.eval()(x)
+    for channel, column in enumerate(columns(x)):
+        spread = module.running_var[channel].item()
+        inverse = ap2(spread if authors else 1 / math.sqrt(spread + 1e-4))
+        gain, shift, mean = (t[channel].item() for t in (module.weight, module.bias, module.running_mean))
+        expected = [ap2(gain) * ((value - mean) * inverse) + shift for value in column]
+        torch.testing.assert_close(columns(y)[channel], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_compiles_as_one_graph() -> None:
+    torch._dynamo.reset()
+    module, x = made(authors=False, spatial=True)
+    compiled = torch.compile(module.eval(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_which_norms_are_replaced() -> None:
+    def norms(model: nn.Module) -> list[str]:
+        return [type(m).__name__ for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    shape = {"input_shape": (1, 4, 4), "num_classes": 3, "hidden": (4, 4)}
+    assert norms(shifted(MLP(**shape), "shift")) == ["ShiftBatchNorm"] * 2
+    assert norms(shifted(MLP(**shape), "shift_authors")) == ["ShiftBatchNorm", "BatchNorm1d"]
+    before = MLP(**shape).state_dict()
+    assert before.keys() == shifted(MLP(**shape), "shift").state_dict().keys()
+    with pytest.raises(ConfigError, match="no batch norm to replace"):
+        shifted(nn.Sequential(nn.Linear(2, 2)), "shift")
