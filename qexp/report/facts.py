@@ -177,7 +177,7 @@ def facts(run: Run) -> Facts:
     rule = ABSENT if is_float else _first_last(run.config)
     for key in ("first_last", "quantizer.first_last", "epochs"):
         recipe.pop(key, None)
-    if recipe.get(_METHODS_SEED) == run.config.get("seed"):
+    if recipe.get(_METHODS_SEED, ABSENT) == run.config.get("seed"):
         recipe.pop(_METHODS_SEED)  # it follows the run's
     trained = {} if calibrated else _trained(run.config)
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**recipe, **trained}

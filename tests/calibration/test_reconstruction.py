@@ -129,15 +129,16 @@ def test_outputs_are_compared_behind_the_activation_that_follows(activation, val
 
 def test_what_a_relu6_cuts_off_does_not_count():
     # Of two channels one always ends above 6: whatever its roundings, its output is 6.
-    weight = torch.tensor([[1.0, 0.4, 0.4, 0.4, 0.4], [1.0, 0.4, 0.4, 0.4, 0.4]])
-    layer = nn.Linear(5, 2)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(2, 64, generator=generator)
+    layer = nn.Linear(64, 2)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(torch.tensor([100.0, 0.0]))
-    inputs = torch.rand(64, 5, generator=torch.Generator().manual_seed(0))
+    inputs = torch.rand(64, 64, generator=generator)
     moved = []
     for act in (torch.relu, nn.functional.relu6):
-        quantizer = AdaRoundWeight(2, Site("fc", "weight", (2, 5)), iterations=200, penalty=0.0)
+        quantizer = AdaRoundWeight(2, Site("fc", "weight", (2, 64)), iterations=200, penalty=0.0)
         quantizer.fit_weights(weight)
         targets = act(layer(inputs)).detach()
         search(quantizer, layer, inputs, targets, act, torch.Generator().manual_seed(0))
