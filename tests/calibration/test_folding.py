@@ -28,7 +28,7 @@ from qexp.tracing import layer_calls, relu_sites, trace
 from ..conversions import INPUTS, scheme
 
 NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
-SMALL = {"alexnet": 64, "alexnet_bn": 48, "inception_v3": 75, "svhn": 37, "mlp": 8}
+SMALL = {"alexnet": 64, "alexnet_bn": 48, "qnn_alexnet": 63, "inception_v3": 75, "svhn": 37, "mlp": 8}
 """Sides of the smallest images, where 32 is too small or not the usual size."""
 
 COUNTS = {
