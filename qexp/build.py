@@ -29,6 +29,7 @@ _ROLES = {
     "dataset": "qexp.data",
     "model": "qexp.models",
     "rounding": "qexp.ops.rounding",
+    "discretisation": "qexp.ops.discretisation",
     "optimizer": "qexp.lit.optimizers",
     "schedule": "qexp.lit.schedules",
     "logger": "qexp.lit.loggers",

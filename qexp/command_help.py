@@ -104,7 +104,17 @@ _OPTIONS = {
 }
 _NOT_OF = {
     "ptq": (
-        *("alpha_regularization", "optimizer", "schedule", "recipe", "rounding", "task", "logger", "budget"),
+        *(
+            "alpha_regularization",
+            "optimizer",
+            "schedule",
+            "recipe",
+            "rounding",
+            "discretisation",
+            "task",
+            "logger",
+            "budget",
+        ),
         *("epochs, batch_size, seed", "quantizer.activation.scope", "alpha_regularization.lambda_alpha"),
         *("optimizer.lr, optimizer.weight_decay", "trainer.device, trainer.precision"),
     )

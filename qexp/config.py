@@ -40,15 +40,17 @@ __all__ = [
 ]
 
 SCOPES = ("layer", "channel", "element", "network")
+WEIGHT_SCOPES = (*SCOPES, "depthwise")
 PLACEMENTS = ("relu", "input")
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
+NO_DISCRETISATION = "qexp.ops.discretisation.none"
 LARGEST_SEED = 2**63 - 1
 """What torch's generators take."""
 
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
 _AFTER_TRAINING = ("calibration", "observer")
-_OPTIONAL = ("gradient_bits", "gradient_form", "normalization")
+_OPTIONAL = ("gradient_bits", "gradient_form", "normalization", "discretisation")
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -93,6 +95,8 @@ def parse(plain: Mapping[str, Any]) -> Config:
         fields["gradient_form"] = root.choice("gradient_form", ("dorefa", "log"))
     if "normalization" in root.node:
         fields["normalization"] = root.choice("normalization", (None, "shift", "shift_authors"))
+    if "discretisation" in root.node:
+        fields["discretisation"] = _discretisation(root.target("discretisation"))
     if "calibration" in root.node:
         fields["calibration"] = _calibration(root.node["calibration"], errors)
         fields["observer"] = root.target("observer")
@@ -126,7 +130,9 @@ def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:
         if reader.node.get(key) is not None:
             target = reader.target(key)
             if "scope" in target:
-                Reader(target, f"{path}.{key}", errors).choice("scope", SCOPES)
+                Reader(target, f"{path}.{key}", errors).choice(
+                    "scope", WEIGHT_SCOPES if key == "weight" else SCOPES
+                )
     reader.choice("placement", PLACEMENTS)
     for key, known in (("equalize", (True, False)), ("absorb", (True, False)), ("bias_correction", CORRECTIONS)):
         if key in reader.node:
@@ -235,6 +241,11 @@ def _calibration(node: object, errors: list[str]) -> Calibration:
         absorb=reader.choice("absorb", (None, True, False)),
         bias_correction=reader.choice("bias_correction", (None, *CORRECTIONS)),
     )
+
+
+def _discretisation(node: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the node, or None for the one that does nothing, as if the key were not there."""
+    return None if node.get("_target_") == NO_DISCRETISATION else node
 
 
 def _names(node: object, nodes: Mapping[str, Any]) -> dict[str, str]:

@@ -102,6 +102,7 @@ def _quantization(config: Config) -> dict[str, Any] | None:
         **gradient,
         "placement": config.quantizer["placement"],
         "rounding": config.rounding,
+        **({} if config.discretisation is None else {"discretisation": config.discretisation}),
         "versions": {target: getattr(locate(target), "version", 1) for target in targets},
         "bits": widths,
         "layers": [_layer(setting) for setting in config.layers],

@@ -188,7 +188,7 @@ def _image_grid(setting: Setting, site: Site, scheme: Scheme) -> Quantizer | Non
     if scheme.input_range is None:
         raise ConfigError(f"{site.name}: quantizing the image to {setting.bits.activation} bits needs its range.")
     lowest, highest = scheme.input_range
-    return ImageGrid(setting.bits.activation, site, scheme.rounding(), lowest=lowest, highest=highest)
+    return ImageGrid(setting.bits.activation, site, scheme.rounding(site), lowest=lowest, highest=highest)
 
 
 def _make(
@@ -198,7 +198,7 @@ def _make(
     if factory is None:
         return None
     scoped = {} if scope is None else {"scope": scope}
-    quantizer = factory(bits=bits, site=site, rounding=scheme.rounding(), **scoped)
+    quantizer = factory(bits=bits, site=site, rounding=scheme.rounding(site), **scoped)
     return quantizer if bits < 32 or quantizer.acts_at_32 else None
 
 

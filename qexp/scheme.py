@@ -11,7 +11,7 @@ from torch import fx
 
 from qexp.errors import ConfigError, did_you_mean
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Quantizer, Rounding
+from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.tracing import layer_calls, relu_sites
 
 Factory = Callable[..., Quantizer]
@@ -60,7 +60,7 @@ class Scheme:
         first: of the first layer's weights and of the image.
         last: of the last layer's weights and of the activation that feeds only it.
         rules: layers by pattern; of those that match a name the last one wins.
-        rounding: makes one rounding function for each quantizer.
+        rounding: makes one rounding function for each quantizer, from its site.
         input_range: lowest and highest normalized pixel value by channel; needed when the image is quantized.
     """
 
@@ -69,7 +69,7 @@ class Scheme:
     first: Widths
     last: Widths
     rules: tuple[LayerRule, ...] = ()
-    rounding: Callable[[], Rounding] = lambda: ste
+    rounding: Callable[[Site], Rounding] = lambda site: ste
     input_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 

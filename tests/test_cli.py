@@ -30,7 +30,17 @@ def test_help_imports_little() -> None:
     assert done.returncode == 0, done.stderr
 
 
-TRAINING = {"alpha_regularization", "optimizer", "schedule", "recipe", "rounding", "task", "logger", "budget"}
+TRAINING = {
+    "alpha_regularization",
+    "optimizer",
+    "schedule",
+    "recipe",
+    "rounding",
+    "discretisation",
+    "task",
+    "logger",
+    "budget",
+}
 OF_OTHERS = {"ptq": TRAINING}
 """Groups that say nothing to a command; to those that do not calibrate, how activations are observed."""
 

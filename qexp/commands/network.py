@@ -22,8 +22,9 @@ from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.models.weights import load_weights
 from qexp.normalization import shifted
+from qexp.ops.discretisation import Discretisation
 from qexp.plan import Plan, make_plan
-from qexp.quantizers.base import Quantizer, Site
+from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.gradient import GradientQuantizer
 from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
 
@@ -135,9 +136,19 @@ def scheme(config: Config, source: DataSource) -> Scheme:
         first=Widths(*config.first_bits),
         last=Widths(*config.last_bits),
         rules=tuple(_rule(setting) for setting in config.layers),
-        rounding=lambda: build(config.rounding),
+        rounding=lambda site: _rounding(config, site),
         input_range=source.input_range(),
     )
+
+
+def _rounding(config: Config, site: Site) -> Rounding:
+    """Return a rounding for one site; what weights alone can do with their error is left out elsewhere."""
+    rounding: Rounding = build(config.rounding)
+    if config.discretisation is None:
+        return rounding
+    around: Rounding = build(config.discretisation, inner=rounding)
+    weights_only = isinstance(around, Discretisation) and around.weights_only
+    return rounding if weights_only and site.kind != "weight" else around
 
 
 def _method(name: str, node: Mapping[str, Any]) -> Method:

@@ -64,7 +64,9 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
         assert isinstance(module, Quantizer)
         descriptions[module] = module.describe(inputs[0])
 
-    quantizers = [(site, q) for site, q in named_quantizers(network) if q.learned() or q.site.kind != "weight"]
+    quantizers = [
+        (site, q) for site, q in named_quantizers(network) if q.learned_with_rounding() or q.site.kind != "weight"
+    ]
     if images is not None and quantizers:
         handles = [quantizer.register_forward_pre_hook(hook) for _, quantizer in quantizers]
         try:
@@ -81,16 +83,16 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
         clipped = description.shares.get("clipped")
         yield Seen(
             site=site,
-            learned={name: value.detach().clone() for name, value in quantizer.learned().items()},
-            gradients={name: value.grad for name, value in quantizer.learned().items()},
+            learned={name: value.detach().clone() for name, value in quantizer.learned_with_rounding().items()},
+            gradients={name: value.grad for name, value in quantizer.learned_with_rounding().items()},
             clipped=None if clipped is None else float(clipped),
             levels=description.levels,
-            sharing=tuple(sharing[_tensors(quantizer)]) if quantizer.learned() else (site,),
+            sharing=tuple(sharing[_tensors(quantizer)]) if quantizer.learned_with_rounding() else (site,),
         )
 
 
 def _tensors(quantizer: Quantizer) -> tuple[int, ...]:
-    return tuple(id(value) for value in quantizer.learned().values())
+    return tuple(id(value) for value in quantizer.learned_with_rounding().values())
 
 
 def numbers(seen: Seen) -> dict[str, float]:

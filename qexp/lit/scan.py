@@ -22,7 +22,7 @@ from qexp.data.batches import Batches
 from qexp.errors import ConfigError
 from qexp.lit.continuations import continuations
 from qexp.lit.evaluate import evaluating, float32
-from qexp.quantizers.base import Quantizer, named_quantizers
+from qexp.quantizers.base import Quantizer, Rounding, named_quantizers
 
 FLOAT, QUANTIZED, PENALIZED = MODES = ("float", "quantized", "penalized")
 """The panels of the paper's figure: a, b and c."""
@@ -189,11 +189,16 @@ def unrounded(network: nn.Module) -> Iterator[None]:
     before = {quantizer: quantizer.rounding for _, quantizer in named_quantizers(network)}
     try:
         for quantizer in before:
-            quantizer.rounding = _identity
+            _set_rounding(quantizer, _identity)
         yield
     finally:
         for quantizer, rounding in before.items():
-            quantizer.rounding = rounding
+            _set_rounding(quantizer, rounding)
+
+
+def _set_rounding(quantizer: Quantizer, rounding: Rounding) -> None:
+    del quantizer.rounding  # a module and a function are not kept in the same place
+    quantizer.rounding = rounding
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from qexp.lit import world
 from qexp.lit.losses import refuse_smoothing, supervised_loss
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
+from qexp.ops.rounding import TrainedRounding
 from qexp.quantizers.base import Quantizer, named_quantizers
 
 STATISTICS = ("loss", "correct", "penalty")
@@ -107,6 +108,7 @@ class Classification(pl.LightningModule):
         quantizers = [quantizer for _, quantizer in named_quantizers(network)]
         self.auxiliary = [q for q in quantizers if _overrides(q, "auxiliary_loss")]
         self._after_step = [q for q in quantizers if _overrides(q, "after_step")]
+        self._roundings = [m for m in network.modules() if isinstance(m, TrainedRounding)]
         self.penalized = list({id(p): p for q in quantizers for p in q.penalized().values()}.values())
         self.totals = torch.zeros(len(STATISTICS), dtype=torch.float64)
         self.samples = 0
@@ -115,6 +117,8 @@ class Classification(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch; its statistics stay on the device until someone reads them."""
         images, labels = batch
+        for rounding in self._roundings:
+            rounding.progress(min(self.global_step / self.total_steps, 1.0))
         images = images.contiguous(memory_format=self.memory_format)
         loss, statistics = self.step(
             self.network,
@@ -143,6 +147,8 @@ class Classification(pl.LightningModule):
         with torch.no_grad():
             for quantizer in self._after_step:
                 quantizer.after_step()
+            for rounding in self._roundings:
+                rounding.after_step()
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and a schedule that moves with every step."""
@@ -186,7 +192,7 @@ class Classification(pl.LightningModule):
 def first_non_finite(network: nn.Module) -> str:
     """Say where `network` first holds a value that is not finite, quantizers before weights."""
     for site, quantizer in named_quantizers(network):
-        for name, value in quantizer.learned().items():
+        for name, value in quantizer.learned_with_rounding().items():
             if not bool(torch.isfinite(value).all()):
                 return f"{name} of layer {site} is not finite"
     for name, parameter in network.named_parameters():

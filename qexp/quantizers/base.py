@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qexp.errors import ConfigError
 from qexp.ops.codes import Codes
-from qexp.ops.rounding import ste
+from qexp.ops.rounding import TrainedRounding, ste
 
 Rounding = Callable[[Tensor], Tensor]
 """Rounds to the nearest integer in the forward pass; its gradient is the method's own choice."""
@@ -172,6 +172,10 @@ class Quantizer(nn.Module):
         """Return the learned tensors by their name in the logs: `{"alpha": ...}`. Default: none."""
         return {}
 
+    def learned_with_rounding(self) -> dict[str, nn.Parameter]:
+        """Return `learned()` and what the rounding learns beside it."""
+        return self.learned() | (self.rounding.learned() if isinstance(self.rounding, TrainedRounding) else {})
+
     def share(self, other: Quantizer) -> None:
         """Take over the learned tensors of `other` (scope `network`); the names of `learned` are attributes."""
         for name, parameter in other.learned().items():
@@ -199,7 +203,9 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def describe(self, x: Tensor | None = None) -> Description:
         """Return what it learned and, when `x` (its input) is given, how it treats that tensor."""
-        description = Description(learned={name: value.detach() for name, value in self.learned().items()})
+        description = Description(
+            learned={name: value.detach() for name, value in self.learned_with_rounding().items()}
+        )
         if x is not None and self.bits < 32:
             description.levels = int(self.codes(x).values.unique().numel())
         return description

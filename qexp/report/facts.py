@@ -40,7 +40,11 @@ _LATER = (
     *("dataset.train_samples", "dataset.shape", "gradient_bits", "normalization"),
     "quantizer.weight.dual_above",
 )
-_LATER_CHOICES = {"task.loss": "cross_entropy", "optimizer.update_scale": "none"}
+_LATER_CHOICES = {
+    "task.loss": "cross_entropy",
+    "optimizer.update_scale": "none",
+    "discretisation._target_": "qexp.ops.discretisation.none",
+}
 """Likewise, with the value that says it."""
 
 # Rounding-level differences of the same recipe: they never split a group by themselves.
@@ -63,6 +67,7 @@ _QUANTIZATION = (
     "gradient_form",
     "layers",
     "rounding",
+    "discretisation",
     "alpha_regularization",
     "calibration",
     "observer",

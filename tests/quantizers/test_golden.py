@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from qexp.build import build, locate
 from qexp.errors import ConfigError
@@ -35,7 +35,8 @@ def quantizers() -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield (class and version, node, role) of everything in configs/quantizer, each once."""
     seen = set()
     found = {
-        path: yaml.safe_load(path.read_text()) for path in sorted((config_dir() / "quantizer").glob("*.yaml"))
+        path: OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        for path in sorted((config_dir() / "quantizer").glob("*.yaml"))
     }
     # A method's own file speaks for its classes, before those of other methods that use them with other settings.
     for _, method in sorted(found.items(), key=lambda item: not _is_own(*item)):

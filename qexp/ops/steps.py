@@ -1,0 +1,162 @@
+"""Rounding to multiples of a step that is learned: the grid, its gradients, and how they are scaled.
+
+Esser et al. 2020, "Learned Step Size Quantization", arXiv 1902.08153v3; the formulas as a public review of that
+version prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qexp.ops.codes import Codes, uniform_codebook
+from qexp.ops.rounding import ste
+
+
+def limits(bits: int, signed: bool) -> tuple[int, int]:
+    """Return the lowest and the highest integer: -2^(bits-1) to 2^(bits-1) - 1, or 0 to 2^bits - 1.
+
+    >>> limits(3, signed=True), limits(3, signed=False)
+    ((-4, 3), (0, 7))
+    """
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def step_gradient(
+    step: Tensor, scale: float, *, simulated: Tensor | None = None, mixed_in: float | None = None
+) -> Tensor:
+    """Return `step`, bit for bit; its gradient is the one that comes back times `scale`, or a simulated one.
+
+    Args:
+        step: any shape.
+        scale: LSQ's 1 / sqrt(N Q_P), say.
+        simulated: a gradient that does not depend on the loss, shaped as `step`.
+        mixed_in: None lets `simulated` take the place of the loss's gradient; a number adds that much of it.
+
+    >>> step = torch.tensor(0.1, requires_grad=True)
+    >>> (3 * step_gradient(step, 0.5)).backward()
+    >>> step.grad.item()
+    1.5
+    """
+    if not torch.is_grad_enabled():
+        return step
+    kept = 1.0 if simulated is None or mixed_in is not None else 0.0
+    added = None if simulated is None else simulated * (1.0 if mixed_in is None else mixed_in)
+    return _StepGradient.apply(step, kept * scale, added)
+
+
+def round_to_step(
+    x: Tensor,
+    step: Tensor,
+    lowest: int,
+    highest: int,
+    rounding: Callable[[Tensor], Tensor] = ste,
+    *,
+    masked: bool = True,
+) -> Tensor:
+    """Return step * round(clip(x / step, lowest, highest)), in x's dtype, computed in float32.
+
+    With the straight-through estimator the step's gradient is LSQ's: round(x/s) - x/s inside the range, `lowest`
+    or `highest` at its ends and beyond; that of x is 1 inside, else 0. Another rounding's gradient takes
+    the place of the straight-through 1 in both, by the chain rule.
+
+    Args:
+        x: any shape.
+        step: above 0, broadcasts against x.
+        lowest, highest: of the integers.
+        rounding: real to integer.
+        masked: False lets the gradient of x pass outside the range too (LLSQ's weights).
+    """
+    if not torch.is_grad_enabled():
+        return (torch.round((x.float() / step).clamp(lowest, highest)) * step).to(x.dtype)
+    if rounding is ste:
+        return _StraightThrough.apply(x, step, lowest, highest, masked)
+    u = x.float() / step
+    inside = _clip(u, lowest, highest)
+    y = rounding(inside) * step
+    if not masked:
+        outside = (x.float() - x.float().detach()) * (inside.detach() != u.detach())
+        y = y + outside
+    return y.to(x.dtype)
+
+
+def step_codes(x: Tensor, step: Tensor, lowest: int, highest: int) -> Codes:
+    """Return the integers behind `round_to_step`, from 0 (for `lowest`) up."""
+    step = step.detach()
+    integers = torch.round((x.detach().float() / step).clamp(lowest, highest)) - lowest
+    return Codes(integers.int(), uniform_codebook(lowest, highest, step))
+
+
+def scoped_axes(x: Tensor, step: Tensor) -> tuple[int, ...]:
+    """Return the axes of `x` that one value of `step` spans; `step` broadcasts against the last axes of x."""
+    leading = x.dim() - step.dim()
+    return tuple(axis for axis in range(x.dim()) if axis < leading or step.shape[axis - leading] == 1)
+
+
+def scoped_mean(x: Tensor, step: Tensor) -> Tensor:
+    """Return the mean of `x` over what each value of `step` spans, shaped as `step`."""
+    axes = scoped_axes(x, step)
+    return (x.mean(axes) if axes else x).reshape(step.shape)
+
+
+def _clip(u: Tensor, lowest: int, highest: int) -> Tensor:
+    """Clip to [lowest, highest] with gradient 1 strictly inside, 0 at the ends: LSQ's `<=` and `>=`."""
+    value = u.clamp(lowest, highest)
+    finite = u.clamp(min=torch.finfo(u.dtype).min, max=torch.finfo(u.dtype).max)
+    # By relu's backward pass, which is 0 at 0, so that neither end passes anything.
+    gradient = highest - torch.relu((highest - lowest) - torch.relu(finite - lowest))
+    return value.detach() + (gradient - gradient.detach())
+
+
+class _StepGradient(torch.autograd.Function):
+    """The identity whose gradient is scaled, added to, or replaced."""
+
+    @staticmethod
+    def forward(step: Tensor, scale: float, added: Tensor | None) -> Tensor:
+        return step.view_as(step)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.scale, added = inputs
+        ctx.has_added = added is not None
+        ctx.save_for_backward(*([added] if added is not None else []))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if not ctx.has_added:
+            return gradient * ctx.scale, None, None
+        (added,) = ctx.saved_tensors
+        # A product with 0 would let an infinite gradient through as not-a-number.
+        return (gradient * ctx.scale + added if ctx.scale else added.clone()), None, None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`round_to_step` with the straight-through estimator; only x, which a ReLU before it keeps too, is saved."""
+
+    @staticmethod
+    def forward(x: Tensor, step: Tensor, lowest: int, highest: int, masked: bool) -> Tensor:
+        u = (x.float() / step).clamp_(lowest, highest).round_()
+        return u.mul_(step).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, step, ctx.lowest, ctx.highest, ctx.masked = inputs
+        ctx.save_for_backward(x, step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, step = ctx.saved_tensors
+        u = x.float() / step
+        # Written as floats: comparisons that write booleans are slow, and so are products with them.
+        inside = (u > ctx.lowest).to(gradient.dtype) * (u < ctx.highest).to(gradient.dtype)
+        wanted = gradient * inside
+        grad_x = (wanted if ctx.masked else gradient) if ctx.needs_input_grad[0] else None
+        grad_step = None
+        if ctx.needs_input_grad[1]:
+            integers = u.clamp(ctx.lowest, ctx.highest).round_()
+            grad_step = torch.addcmul(gradient.float() * integers, wanted.float(), u, value=-1)
+            grad_step = grad_step.sum(scoped_axes(grad_step, step)).reshape(step.shape)
+        return grad_x, grad_step, None, None, None
