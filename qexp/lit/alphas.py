@@ -20,7 +20,8 @@ class Seen:
     """One quantizer at the end of an epoch.
 
     `learned` holds its values by name, `gradients` those of the last step (None before the first). `sharing` are
-    the sites that learn the same tensors, itself included (scope `network`).
+    the sites that learn the same tensors, itself included (scope `network`). `positive` names the values that have
+    to be above 0; `may_rest` says that they may stand still.
     """
 
     site: str
@@ -29,6 +30,8 @@ class Seen:
     clipped: float | None = None
     levels: int | None = None
     sharing: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    may_rest: bool = False
 
 
 class AlphaLog(pl.Callback):
@@ -88,6 +91,8 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
             clipped=None if clipped is None else float(clipped),
             levels=description.levels,
             sharing=tuple(sharing[_tensors(quantizer)]) if quantizer.learned_with_rounding() else (site,),
+            positive=tuple(name for name in quantizer.learned() if name not in quantizer.of_either_sign),
+            may_rest=quantizer.may_rest,
         )
 
 

@@ -79,7 +79,7 @@ class Watchdog(pl.Callback):
                 log.warning(text)
 
     def _stuck(self, seen: Seen, moving: bool) -> Iterator[tuple[str, str]]:
-        if not _speaks(seen):
+        if not _speaks(seen) or seen.may_rest:
             return
         for name, value in seen.learned.items():
             key = f"{name}/{seen.site}"
@@ -112,7 +112,7 @@ def _bad_levels(seen: Seen) -> Iterator[tuple[str, str]]:
     for name, value in seen.learned.items():
         if not bool(torch.isfinite(value).all()):
             yield "nan", f"{name} is not a number ({_value(value)})"
-        elif float(value.min()) <= 0.0:
+        elif name in seen.positive and float(value.min()) <= 0.0:
             sign = "negative" if float(value.min()) < 0.0 else "zero"
             yield "negative", f"{name} is {sign} ({_value(value)}): it quantizes nothing any more"
 

@@ -103,6 +103,12 @@ class Quantizer(nn.Module):
     needs_moments: ClassVar[bool] = False
     """Whether `fit_activations` reads more than the range."""
 
+    of_either_sign: ClassVar[tuple[str, ...]] = ()
+    """Names of `learned()` that may be 0 or negative (an offset); levels and steps may not."""
+
+    may_rest: ClassVar[bool] = False
+    """Whether a learned value that stands still, without a gradient, is as it should be."""
+
     scope: str = "layer"
     """How many learned values it has: `layer`, `channel`, `element`, or `network`, shared by all sites."""
 

@@ -6,7 +6,7 @@ formulas are those of its first author's code.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class LLSQ(LSQ):
     Raises:
         ConfigError: as LSQ; another power.
     """
+
+    may_rest: ClassVar[bool] = True  # at the lowest of the three errors its gradient is 0
 
     def __init__(
         self,

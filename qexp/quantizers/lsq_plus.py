@@ -7,7 +7,7 @@ arXiv 2004.09576. The equations and the start of weights are from memory, unveri
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class LSQPlusActivation(LSQ):
     Raises:
         ConfigError: an unknown form; `unsigned` where values can be negative; a scope other than layer.
     """
+
+    of_either_sign: ClassVar[tuple[str, ...]] = ("offset",)
 
     def __init__(
         self,

@@ -1,0 +1,140 @@
+"""LSQ+, LLSQ and LG-LSQ: what each has beyond LSQ."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from qexp.errors import ConfigError
+from qexp.ops.simulated import rounding_errors, scaled_simulated_gradient, simulated_gradient
+from qexp.quantizers.base import Site
+from qexp.quantizers.lglsq import LGLSQ
+from qexp.quantizers.llsq import LLSQ
+from qexp.quantizers.lsq import LSQ
+from qexp.quantizers.lsq_plus import LSQPlusActivation, LSQPlusWeight
+
+WEIGHT = Site("conv", "weight", (6, 4, 3, 3))
+INPUT = Site("conv.input", "input", (4, 5, 5))
+SIGNED = Site("conv.input", "input", (4, 5, 5), signed=True)
+
+
+def values(*shape: int) -> torch.Tensor:
+    return torch.randn(*(shape or WEIGHT.shape), generator=torch.Generator().manual_seed(0))
+
+
+def test_lsq_plus_starts_weights_from_three_deviations():
+    w = values() + 0.3
+    quantizer = LSQPlusWeight(4, WEIGHT)
+    quantizer.calibrate(w)
+    mean, std = w.mean(), w.std(unbiased=False)
+    assert quantizer.step.item() == pytest.approx(float((mean + 3 * std).abs()) / 8, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["unsigned_offset", "signed_offset"])
+def test_the_offsets_gradient_is_one_outside_and_zero_inside(form):
+    quantizer = LSQPlusActivation(2, SIGNED, form=form)
+    with torch.no_grad():
+        quantizer.step.fill_(1.0)
+        quantizer.offset.fill_(0.25)
+    low, high = quantizer.lowest + 0.25, quantizer.highest + 0.25
+    for value, expected in ((low - 2, 1.0), (low + 0.6, 0.0), (high - 0.6, 0.0), (high + 2, 1.0)):
+        x = torch.tensor([[[[value]]]], requires_grad=True)
+        quantizer.zero_grad()
+        quantizer(x).sum().backward()
+        assert quantizer.offset.grad.item() == pytest.approx(expected * quantizer.scale_for(x))
+        assert x.grad.item() == 1.0 - expected
+
+
+def test_lsq_plus_starts_near_the_least_error():
+    x = torch.nn.functional.silu(2 * values(8, 4, 5, 5))
+    found = {}
+    for form in ("unsigned_offset", "signed_offset", "signed"):
+        quantizer = LSQPlusActivation(3, SIGNED, form=form)
+        quantizer.calibrate(x)
+        found[form] = float((quantizer(x) - x).square().mean().detach())
+    lsq = LSQ(3, SIGNED)
+    lsq.calibrate(x)
+    assert found["unsigned_offset"] < found["signed"] <= float((lsq(x) - x).square().mean().detach())
+    assert found["unsigned_offset"] == pytest.approx(found["signed_offset"], rel=1e-4), (
+        "one grid, counted from elsewhere"
+    )
+    low, high = float(x.min()), float(x.max())
+    best = float("inf")
+    for below, above in itertools.product(torch.linspace(0, 1, 41).tolist(), torch.linspace(0.05, 1, 40).tolist()):
+        step = (above * high - below * low) / 7
+        y = torch.round((x - below * low) / step).clamp(0, 7) * step + below * low
+        best = min(best, float((y - x).square().mean()))
+    assert found["unsigned_offset"] <= 1.05 * best
+
+
+def test_lsq_plus_refuses_what_has_no_meaning():
+    with pytest.raises(ConfigError, match="no level below 0"):
+        LSQPlusActivation(4, SIGNED, form="unsigned")
+    with pytest.raises(ConfigError, match="form="):
+        LSQPlusActivation(4, INPUT, form="both")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_llsq_starts_as_its_code(bits):
+    w, x = values(), torch.relu(values(3, 4, 5, 5))
+    highest = 2 ** (bits - 1) - 1
+    layer, channel, activation = LLSQ(bits, WEIGHT), LLSQ(bits, WEIGHT, scope="channel"), LLSQ(bits, INPUT)
+    for quantizer, data in ((layer, w), (channel, w), (activation, x)):
+        quantizer.calibrate(data)
+    assert layer.step.item() == pytest.approx(w.abs().max().item() / 2 ** (bits - 1))
+    torch.testing.assert_close(channel.step.flatten(), w.abs().flatten(1).amax(1) / highest)
+    spread = 2**bits if bits >= 4 else 2 * (2**bits - 1)
+    assert activation.step.item() == pytest.approx(x.max().item() / spread)
+
+
+@pytest.mark.parametrize("scope", ["layer", "channel"])
+def test_llsqs_step_does_not_hear_the_loss(scope):
+    w = values()
+    found = []
+    for upstream in (1.0, -1e6):
+        quantizer = LLSQ(3, WEIGHT, scope=scope, masked=False)
+        quantizer.calibrate(w)
+        x = w.clone().requires_grad_()
+        (upstream * quantizer(x)).sum().backward()
+        found.append(quantizer.step.grad)
+        assert torch.equal(x.grad, torch.full_like(w, upstream)), "weights keep their gradient everywhere"
+    step = quantizer.step.detach()
+    expected = simulated_gradient(step, *rounding_errors(w, step, -4, 3))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], expected)
+
+
+def test_lglsqs_switch_is_what_it_says():
+    w, upstream = values(), torch.rand(WEIGHT.shape)
+    gradients = {}
+    for name, arguments in (
+        ("lsq", {"scale_gradient": "lsq"}),
+        ("ssg", {"scale_gradient": "ssg"}),
+        ("hybrid", {"scale_gradient": "hybrid", "mixed_in": 0.25}),
+    ):
+        quantizer = LGLSQ(3, WEIGHT, **arguments)
+        with torch.no_grad():
+            quantizer.step.fill_(0.1)  # far too small: the error says so
+        (quantizer(w) * upstream).sum().backward()
+        gradients[name] = quantizer.step.grad.item()
+    lsq = LSQ(3, WEIGHT)
+    with torch.no_grad():
+        lsq.step.copy_(quantizer.step)
+    (lsq(w) * upstream).sum().backward()
+    step = quantizer.step.detach()
+    simulated = scaled_simulated_gradient(step, *rounding_errors(w, step, -4, 3)).item()
+    assert gradients["lsq"] == pytest.approx(lsq.step.grad.item())
+    assert gradients["ssg"] == pytest.approx(simulated) and simulated != 0
+    assert gradients["hybrid"] == pytest.approx(gradients["lsq"] + 0.25 * simulated)
+
+
+def test_switches_without_a_meaning_are_refused():
+    with pytest.raises(ConfigError, match=r"mixed_in=0\.5: scale_gradient=ssg mixes nothing"):
+        LGLSQ(3, WEIGHT, scale_gradient="ssg", mixed_in=0.5)
+    with pytest.raises(ConfigError, match="mixed_in=0"):
+        LGLSQ(3, WEIGHT, mixed_in=0.0)
+    with pytest.raises(ConfigError, match="scale_gradient=both"):
+        LGLSQ(3, WEIGHT, scale_gradient="both")
+    with pytest.raises(ConfigError, match="power=3"):
+        LLSQ(3, WEIGHT, power=3)
