@@ -50,7 +50,7 @@ LARGEST_SEED = 2**63 - 1
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
 _AFTER_TRAINING = ("calibration", "observer")
-_OPTIONAL = ("gradient_bits", "gradient_form", "normalization", "discretisation")
+_OPTIONAL = ("gradient_bits", "gradient_form", "normalization", "discretisation", "batch_norm_batches")
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -95,6 +95,8 @@ def parse(plain: Mapping[str, Any]) -> Config:
         fields["gradient_form"] = root.choice("gradient_form", ("dorefa", "log"))
     if "normalization" in root.node:
         fields["normalization"] = root.choice("normalization", (None, "shift", "shift_authors"))
+    if "batch_norm_batches" in root.node:
+        fields["batch_norm_batches"] = root.optional_integer("batch_norm_batches", 1)
     if "discretisation" in root.node:
         fields["discretisation"] = _discretisation(root.target("discretisation"))
     if "calibration" in root.node:

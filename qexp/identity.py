@@ -15,12 +15,17 @@ from qexp.config import Config, LayerSetting
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
 
-_PLACES = ("root", "file", "val_list", "download", "cache", "weights", "eval_batch_size", "workers")
+_PLACES = ("root", "file", "val_list", "download", "cache", "weights", "teacher", "eval_batch_size", "workers")
 """Keys of the nodes `dataset` and `model` that say where things are: a digest stands for what they hold."""
 
 _LATER: dict[str, dict[str, tuple[object, ...]]] = {
     "": {"train_samples": (None,)},
-    "qexp.lit.task.Classification": {"loss": ("cross_entropy",)},
+    "qexp.lit.task.Classification": {
+        "loss": ("cross_entropy",),
+        "distillation": (0, 0.0),
+        "temperature": (1, 1.0),
+        "teacher": (None,),
+    },
     "qexp.lit.optimizers.adam": {"update_scale": ("none",)},
     "qexp.data.digits.Digits": {"shape": (None, [1, 8, 8])},
 }
@@ -62,7 +67,9 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
 
 
 def _training(config: Config, compiled: bool | None) -> dict[str, Any]:
+    again = {} if config.batch_norm_batches is None else {"batch_norm_batches": config.batch_norm_batches}
     return {
+        **again,
         "task": _without_places(config.task),
         "optimizer": _without_places(config.optimizer),
         "schedule": config.schedule,

@@ -136,6 +136,7 @@ class Config:
     plain: dict[str, Any]
     gradient_bits: int | None = None
     gradient_form: Literal["dorefa", "log"] = "dorefa"
+    batch_norm_batches: int | None = None
     discretisation: dict[str, Any] | None = None
     normalization: Literal["shift", "shift_authors"] | None = None
     calibration: Calibration | None = None

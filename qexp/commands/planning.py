@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.config import Config
+from qexp.errors import ConfigError
 from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
 from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_elsewhere
@@ -106,7 +107,24 @@ def digests_of(config: Config, source: Any) -> dict[str, str]:
     """Return the digests of the data and, where some are loaded, of the weights."""
     digests = {"data": source.digest()}
     if config.model.get("weights") is not None:
-        from qexp.models.weights import checkpoint_file
-
-        digests["weights"] = file_digest(checkpoint_file(str(config.model["weights"])))
+        digests["weights"] = _checkpoint_digest(str(config.model["weights"]))
+    if config.task.get("distillation"):
+        if (teacher := teacher_weights(config)) is None:
+            raise ConfigError(
+                "task.distillation: a trained float network is needed; set model.weights, or task.teacher, to its"
+                " checkpoint or run."
+            )
+        digests["teacher"] = _checkpoint_digest(teacher)
     return digests
+
+
+def _checkpoint_digest(path: str) -> str:
+    from qexp.models.weights import checkpoint_file  # with torch, which a sweep of finished runs does not need
+
+    return file_digest(checkpoint_file(path))
+
+
+def teacher_weights(config: Config) -> str | None:
+    """Return where the weights of distillation's float network are."""
+    found = config.task.get("teacher") or config.model.get("weights")
+    return None if found is None else str(found)

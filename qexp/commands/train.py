@@ -11,7 +11,7 @@ from typing import Any
 from qexp.build import build
 from qexp.commands import distributed
 from qexp.commands.devices import devices_of, occupied
-from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run
+from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run, teacher_weights
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
@@ -101,7 +101,7 @@ def _help(planned: Planned) -> None:
     """Train as one of the further processes of a job: nothing is written here."""
     from qexp.lit.fit import fit
 
-    fit(_network(planned), planned.source, planned.config, planned.run)
+    fit(_network(planned), planned.source, planned.config, planned.run, _teacher(planned))
 
 
 def _launch(planned: Planned) -> None:
@@ -132,6 +132,17 @@ def _network(planned: Planned) -> Any:
     return network
 
 
+def _teacher(planned: Planned) -> Any:
+    """Return the float network whose answers are learned, or None."""
+    from qexp.commands.network import build_float
+
+    config = planned.config
+    if not config.task.get("distillation"):
+        return None
+    model = {**config.model, "weights": teacher_weights(config)}
+    return build_float(dataclasses.replace(config, model=model), planned.source).eval().requires_grad_(False)
+
+
 def _train(planned: Planned, network: Any) -> dict[str, Any]:
     from qexp.lit.evaluate import evaluate
     from qexp.lit.fit import fit
@@ -140,7 +151,7 @@ def _train(planned: Planned, network: Any) -> dict[str, Any]:
     run_folder.clear_failure()
     resumed = run_folder.checkpoint.exists()
     print(f"{'going on with' if resumed else 'training'} {run_folder.path}", flush=True)
-    metrics = fit(network, planned.source, config, run_folder)
+    metrics = fit(network, planned.source, config, run_folder, _teacher(planned))
     seconds, compiled = metrics.pop("train_seconds"), bool(metrics.pop("compiled"))
     metrics |= evaluate(network, planned.source, config, "test")
     figure = _figures(planned, metrics)

@@ -28,6 +28,7 @@ class Seen:
     learned: dict[str, Tensor]
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
     clipped: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
     levels: int | None = None
     sharing: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
@@ -83,12 +84,14 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
         sharing.setdefault(_tensors(quantizer), []).append(site)
     for site, quantizer in quantizers:
         description = descriptions.get(quantizer) or quantizer.describe()
-        clipped = description.shares.get("clipped")
+        shares = {name: float(value) for name, value in description.shares.items()}
+        clipped = shares.pop("clipped", None)
         yield Seen(
             site=site,
             learned={name: value.detach().clone() for name, value in quantizer.learned_with_rounding().items()},
             gradients={name: value.grad for name, value in quantizer.learned_with_rounding().items()},
-            clipped=None if clipped is None else float(clipped),
+            clipped=clipped,
+            shares=shares,
             levels=description.levels,
             sharing=tuple(sharing[_tensors(quantizer)]) if quantizer.learned_with_rounding() else (site,),
             positive=tuple(name for name in quantizer.learned() if name not in quantizer.of_either_sign),
@@ -116,6 +119,7 @@ def numbers(seen: Seen) -> dict[str, float]:
             found[f"{name}_grad/{seen.site}"] = float(gradient.norm())
     if seen.clipped is not None:
         found[f"clip_share/{seen.site}"] = seen.clipped
+    found |= {f"{name}_share/{seen.site}": value for name, value in seen.shares.items()}
     if seen.levels is not None:
         found[f"levels/{seen.site}"] = float(seen.levels)
     return found

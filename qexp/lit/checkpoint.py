@@ -19,6 +19,7 @@ from qexp.lit import world
 from qexp.lit.position import epochs_done
 from qexp.lit.signals import StopRequest
 from qexp.lit.task import Classification
+from qexp.quantizers.base import Quantizer
 
 KEY = "qexp"
 """Where in Lightning's checkpoint our own state lies."""
@@ -92,6 +93,12 @@ def network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     prefix = "network."
     state = checkpoint["state_dict"].items()
     return {name[len(prefix) :]: value for name, value in state if name.startswith(prefix)}
+
+
+def quantizer_state(network: torch.nn.Module) -> list[str]:
+    """Return the names of the tensors that quantizers hold, which a network without them does not have."""
+    prefixes = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, Quantizer))
+    return [name for name in network.state_dict() if name.startswith(prefixes)]
 
 
 def check_fits(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
@@ -169,6 +176,7 @@ class CheckpointWriter(pl.Callback):
             "samples": module.samples * world.size(),
             "train_seconds": self.train_seconds,
             "compiled": self.compiled,
+            "quantizers": quantizer_state(module.network),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from qexp.data.base import DataSource
 from qexp.data.batches import Batches
 from qexp.lit import compiling, world
 from qexp.lit.alphas import AlphaLog
+from qexp.lit.batch_norm import Reestimation, require
 from qexp.lit.checkpoint import KEY, CheckpointWriter, check_fits, read_checkpoint
 from qexp.lit.evaluate import device_of, measure
 from qexp.lit.optimizers import parameter_groups
@@ -31,8 +32,13 @@ from qexp.runs import RunDirectory
 log = logging.getLogger(__name__)
 
 
-def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirectory) -> dict[str, float]:
+def fit(
+    network: nn.Module, source: DataSource, config: Config, run: RunDirectory, teacher: nn.Module | None = None
+) -> dict[str, float]:
     """Train `network` in place, resuming from the run's checkpoint when there is one.
+
+    Args:
+        teacher: of distillation.
 
     Returns:
         The last epoch's metrics, and `train_seconds` and `compiled` (0 or 1).
@@ -55,7 +61,7 @@ def fit(network: nn.Module, source: DataSource, config: Config, run: RunDirector
     else:
         check_fits(network, checkpoint, run.checkpoint)
     compiled = _compiled(config, network, total_steps, device, checkpoint)
-    module = _task(network, config, total_steps, compiled)
+    module = _task(network, config, total_steps, compiled, teacher)
     step = int(checkpoint["global_step"]) if checkpoint else -1
     if world.rank() == 0:
         run.metrics.truncate(step)
@@ -79,6 +85,8 @@ def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
         ConfigError: a setting of the task, the optimizer, the schedule or a logger.
     """
     _module(network, config, total_steps=1)
+    if config.batch_norm_batches is not None:
+        require(network)
     build(config.optimizer, groups=parameter_groups(network))
     make_loggers(config, run, -1)
 
@@ -97,6 +105,9 @@ def _observers(source: DataSource, config: Config, device: torch.device, run: Ru
     sources: list[Source] = [*_sources(source, config, device), alphas, watchdog]
     recorder = Recorder(run.metrics, sources, at_start=[alphas, watchdog])
     observers: list[pl.Callback] = [alphas, watchdog, recorder]
+    if config.batch_norm_batches is not None:
+        batches = _train_batches(source, config, device)
+        observers.insert(0, Reestimation(batches, config.batch_norm_batches))
     return [*observers, ProgressLines(recorder)] if config.trainer.progress else observers
 
 
@@ -120,17 +131,23 @@ def _compiled(
     return compiling.decide(config.trainer.compile, device, lambda: compiling.pays(network, steps))
 
 
-def _task(network: nn.Module, config: Config, total_steps: int, compiled: bool) -> Classification:
-    module = _module(network, config, total_steps)
+def _task(
+    network: nn.Module, config: Config, total_steps: int, compiled: bool, teacher: nn.Module | None
+) -> Classification:
+    module = _module(network, config, total_steps, teacher)
     if config.trainer.channels_last:
         module.memory_format = torch.channels_last
         network.to(memory_format=torch.channels_last)
+        if teacher is not None:
+            teacher.to(memory_format=torch.channels_last)
     if compiled:
         module.step = compiling.compile_step(module.step)
     return module
 
 
-def _module(network: nn.Module, config: Config, total_steps: int) -> Classification:
+def _module(
+    network: nn.Module, config: Config, total_steps: int, teacher: nn.Module | None = None
+) -> Classification:
     module: Classification = build(
         config.task,
         network=network,
@@ -138,6 +155,7 @@ def _module(network: nn.Module, config: Config, total_steps: int) -> Classificat
         schedule=build(config.schedule, epochs=config.epochs),
         total_steps=total_steps,
         lambda_alpha=config.lambda_alpha,
+        **({} if teacher is None else {"teacher_network": teacher}),
     )
     return module
 

@@ -39,3 +39,15 @@ def refuse_smoothing(name: str, label_smoothing: float) -> None:
             f"task.label_smoothing={label_smoothing}: task.loss=squared_hinge has none; set it to 0, or "
             "task.loss=cross_entropy."
         )
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return T^2 KL(teacher || network) of the softened answers, the mean over the batch (Hinton et al. 2015).
+
+    Args:
+        logits, wanted: (N, classes) of the network and of its teacher.
+        temperature: T, that both are divided by.
+    """
+    answers = F.log_softmax(logits / temperature, dim=1)
+    target = F.log_softmax(wanted / temperature, dim=1)
+    return temperature**2 * F.kl_div(answers, target, reduction="batchmean", log_target=True)

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qexp.errors import ConfigError, TrainingError
 from qexp.lit import world
-from qexp.lit.losses import refuse_smoothing, supervised_loss
+from qexp.lit.losses import distillation_loss, refuse_smoothing, supervised_loss
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
 from qexp.ops.rounding import TrainedRounding
@@ -32,6 +32,9 @@ def classification_step(
     lambda_alpha: float,
     label_smoothing: float,
     loss_name: str = "cross_entropy",
+    teacher: nn.Module | None = None,
+    distillation: float = 0.0,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the statistics of one batch.
 
@@ -45,6 +48,8 @@ def classification_step(
         penalized: each penalized parameter once.
         lambda_alpha: 0 switches the penalty off.
         loss_name: the data's loss, as `qexp.lit.losses.supervised_loss` has it.
+        teacher: a float network in evaluation mode, whose answers the network is to give too; None for none.
+        distillation: weight of that loss; temperature: as `qexp.lit.losses.distillation_loss` has it.
 
     Returns:
         The scalar loss, and `STATISTICS` (3,) in float32, detached.
@@ -52,6 +57,10 @@ def classification_step(
     logits = network(images).float()
     data_loss = supervised_loss(logits, labels, loss_name, label_smoothing)
     loss = data_loss
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = teacher(images).float()
+        loss = loss + distillation * distillation_loss(logits, wanted, temperature)
     for quantizer in quantizers:
         extra = quantizer.auxiliary_loss()
         if extra is not None:
@@ -76,6 +85,10 @@ class Classification(pl.LightningModule):
         lambda_alpha: weight of the penalty on alphas.
         label_smoothing: share of each label spread over all classes.
         loss: what training minimizes; `qexp.lit.losses` has them.
+        distillation: weight of the loss against the answers of a float network, beside the data's; 0 for none.
+        temperature: that both networks' logits are divided by for it.
+        teacher: the float network's checkpoint or run; None: the one that training starts from, model.weights.
+        teacher_network: the network itself, whoever made it.
 
     Raises:
         ConfigError: `label_smoothing` is no share, or belongs to another loss.
@@ -91,11 +104,25 @@ class Classification(pl.LightningModule):
         lambda_alpha: float = 0.0,
         label_smoothing: float = 0.0,
         loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy",
+        distillation: float = 0.0,
+        temperature: float = 1.0,
+        teacher: str | None = None,
+        teacher_network: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"task.label_smoothing={label_smoothing}: a share, 0 or more, and below 1.")
         refuse_smoothing(loss, label_smoothing)
+        if not 0.0 <= distillation < math.inf or not 0.0 < temperature < math.inf:
+            raise ConfigError(
+                f"task.distillation={distillation}, task.temperature={temperature}: a weight of 0 or more, and a"
+                " temperature above 0."
+            )
+        if teacher is not None and not distillation:
+            raise ConfigError(f"task.teacher={teacher}: nobody is taught with task.distillation=0; set a weight.")
+        self.distillation, self.temperature = distillation, temperature
+        # In a tuple, so that it is no part of this module: neither trained nor saved.
+        self._teacher = (teacher_network.eval(),) if teacher_network is not None and distillation else ()
         self.network = network
         self.loss = loss
         self.make_optimizer = optimizer
@@ -129,6 +156,9 @@ class Classification(pl.LightningModule):
             self.lambda_alpha,
             self.label_smoothing,
             self.loss,
+            self._teacher[0] if self._teacher else None,
+            self.distillation,
+            self.temperature,
         )
         self.totals += statistics
         self.samples += labels.shape[0]
@@ -139,6 +169,8 @@ class Classification(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Move the running sums to the training device."""
         self.totals = self.totals.to(self.device)
+        for teacher in self._teacher:
+            teacher.to(self.device)
         self.first_bad_step = self.first_bad_step.to(self.device)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

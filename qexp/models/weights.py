@@ -44,7 +44,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     file = checkpoint_file(str(path))
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
     left_out: tuple[str, ...] = getattr(model, "left_out", ())
-    named = own_names(network_tensors(read(file), file), renamed, file)
+    content = read(file)
+    named = own_names(network_tensors(content, file), renamed, file)
+    for name in quantizer_names(content):
+        named.pop(name, None)
     found = {name: tensor for name, tensor in named.items() if not name.startswith(left_out)}
     wanted = model.state_dict()
     for name, tensor in wanted.items():
@@ -125,6 +128,13 @@ def network_tensors(content: object, file: Path) -> dict[str, Tensor]:
     if any(name.startswith(RUN_PREFIX) for name in content):
         return {name.removeprefix(RUN_PREFIX): t for name, t in content.items() if name.startswith(RUN_PREFIX)}
     return dict(content)
+
+
+def quantizer_names(content: object) -> list[str]:
+    """Return the tensors that a run's checkpoint says its quantizers hold: bits may be lowered run by run."""
+    state = content.get("qexp") if isinstance(content, Mapping) else None
+    names = state.get("quantizers", []) if isinstance(state, Mapping) else []
+    return [str(name) for name in names]
 
 
 def own_names(tensors: Mapping[str, Tensor], renamed: Mapping[str, str], file: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qexp.errors import ConfigError
 from qexp.ops.codes import Codes
+from qexp.ops.oscillation import Oscillation
 from qexp.ops.rounding import ste
 from qexp.ops.steps import limits, round_to_step, scoped_mean, step_codes, step_gradient
 from qexp.quantizers.base import Description, ParameterGroup, Quantizer, Rounding, Site, scope_shape
@@ -36,6 +37,8 @@ class LSQ(Quantizer):
         gradient_factor: multiplies it.
         lr_factor: of the step's learning rate.
         weight_decay: of the step; the paper's is not known, 0 is common.
+        freeze_above: flips per step, above which a weight is held at its mean level (`qexp.ops.oscillation`); None
+            holds none, 1 only counts. For weights alone.
 
     Raises:
         ConfigError: one bit; a scope that needs a shape where none is known; a factor out of range; from
@@ -56,6 +59,7 @@ class LSQ(Quantizer):
         gradient_factor: float = 1.0,
         lr_factor: float = 1.0,
         weight_decay: float = 0.0,
+        freeze_above: float | None = None,
     ) -> None:
         super().__init__(bits, site, rounding)
         self.lowest, self.highest = limits(bits, site.kind == "weight" or site.signed)
@@ -65,6 +69,9 @@ class LSQ(Quantizer):
         self.gradient_scale, self.gradient_factor = gradient_scale, _positive("gradient_factor", gradient_factor)
         self.lr_factor = _positive("lr_factor", lr_factor)
         self.weight_decay = weight_decay
+        self.freeze_above = freeze_above
+        self._real: tuple[nn.Parameter, ...] = ()
+        self.oscillation = self._oscillation()
         self.is_shared = False
         self.step = nn.Parameter(torch.ones(scope_shape(self.scope, site)))
         self.register_buffer("floor", torch.full_like(self.step.detach(), FLOOR))
@@ -108,6 +115,17 @@ class LSQ(Quantizer):
             )
         self.step.copy_(torch.where(start > 0, start, start[start > 0].mean()) if start.dim() else start)
         self.floor.copy_(FLOOR * self.step)
+        if self.oscillation is not None:
+            self.oscillation.begin(self._integers(x))
+
+    def _oscillation(self) -> Oscillation | None:
+        if self.freeze_above is None or self.bits == 32:
+            return None
+        if self.site.kind != "weight":
+            raise ConfigError(f"{self.site.name}: freeze_above={self.freeze_above}: weights alone are frozen.")
+        if not 0 < self.freeze_above <= 1:
+            raise ConfigError(f"freeze_above={self.freeze_above}: flips per step, above 0, at most 1.")
+        return Oscillation(self.site.shape)
 
     @property
     def _layer(self) -> str:
@@ -121,6 +139,19 @@ class LSQ(Quantizer):
         """Keep the steps positive."""
         if not self.is_shared:
             torch.maximum(self.step, self.floor, out=self.step)
+
+        if self.oscillation is not None:
+            for weight in self._real:
+                self.oscillation.count(self._integers(weight), self.freeze_above)
+                held = self.oscillation.integers * self.step
+                weight.copy_(torch.where(self.oscillation.frozen, held, weight))
+
+    def _integers(self, weight: Tensor) -> Tensor:
+        return torch.round((weight.float() / self.step).clamp(self.lowest, self.highest))
+
+    def attach(self, weight: nn.Parameter) -> None:
+        """Take note of the layer's weights, which freezing holds."""
+        self._real = (weight,)  # in a tuple: the layer owns it, not this module
 
     def share(self, other: Quantizer) -> None:
         """Take over the step of `other`, which starts it and keeps it positive."""
@@ -144,6 +175,8 @@ class LSQ(Quantizer):
         if x is not None and self.bits < 32:
             u = x.float() / self.step
             below = u < self.lowest - 0.5 if self.lowest else torch.zeros_like(u, dtype=torch.bool)
+            if self.oscillation is not None:
+                description.shares |= self.oscillation.shares()
             description.shares["clipped"] = (below | (u > self.highest + 0.5)).float().mean()
         return description
 

@@ -38,10 +38,13 @@ _NO_RECIPE = (
 # Settings that came after the first runs: null says what their absence said.
 _LATER = (
     *("dataset.train_samples", "dataset.shape", "gradient_bits", "normalization"),
+    *("batch_norm_batches", "task.teacher"),
     "quantizer.weight.dual_above",
 )
 _LATER_CHOICES = {
     "task.loss": "cross_entropy",
+    "task.distillation": 0.0,
+    "task.temperature": 1.0,
     "optimizer.update_scale": "none",
     "discretisation._target_": "qexp.ops.discretisation.none",
 }

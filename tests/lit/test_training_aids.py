@@ -1,0 +1,107 @@
+"""What helps at few bits: a float teacher, statistics measured anew, a start from a run of more bits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.cli import main
+from qexp.errors import ConfigError
+from qexp.lit.batch_norm import reestimate, require
+from qexp.lit.losses import distillation_loss
+from qexp.lit.schedules import constant
+from qexp.lit.task import Classification, classification_step
+
+QUICK = ["epochs=1", "trainer.progress=false", "logger=none", "trainer.compile=false", "trainer.threads=1"]
+
+
+def run(folder: Path, *words: str) -> dict:
+    before = set(folder.rglob("result.json"))
+    assert main(["train", *QUICK, f"output_dir={folder}", *words]) == 0
+    (found,) = set(folder.rglob("result.json")) - before
+    return {"path": found.parent, **json.loads(found.read_text())}
+
+
+@pytest.fixture(scope="module")
+def float_run(tmp_path_factory) -> dict:
+    return run(tmp_path_factory.mktemp("float"), "quantizer=none", "epochs=6")
+
+
+def test_the_distillation_loss_is_the_divergence_from_the_teacher():
+    logits, wanted = torch.randn(2, 5, 7, dtype=torch.float64)
+    p, q = (wanted / 3).softmax(1), (logits / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(logits, wanted, 3.0), expected)
+    assert distillation_loss(wanted, wanted).abs() < 1e-12
+
+
+def test_the_teacher_teaches_and_is_not_trained():
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(4, 3), nn.Linear(4, 3).requires_grad_(False)
+    x, labels = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+    plain, _ = classification_step(student, x, labels, [], [], 0.0, 0.0)
+    taught, statistics = classification_step(
+        student, x, labels, [], [], 0.0, 0.0, "cross_entropy", teacher, 2.0, 1.0
+    )
+    torch.testing.assert_close(taught - plain, 2 * distillation_loss(student(x), teacher(x)))
+    torch.testing.assert_close(statistics[2] / 8, (taught - plain).detach())
+    task = Classification(
+        student, optimizer=lambda groups: None, schedule=constant, total_steps=1, distillation=1.0,
+        teacher_network=teacher,
+    )  # fmt: skip
+    assert set(task.state_dict()) == {"network.weight", "network.bias"}
+
+
+def test_a_run_with_a_teacher(float_run, tmp_path):
+    words = ["quantizer=lsq", "bits=2", f"model.weights={float_run['path']}", "epochs=2"]
+    taught = run(tmp_path, *words, "task=distillation")
+    alone = run(tmp_path, *words)
+    assert taught["run_id"] != alone["run_id"]
+    rows = list(csv.reader((taught["path"] / "metrics.csv").read_text().splitlines()))
+    penalty = [float(row[3]) for row in rows if row[2] == "train_penalty"]
+    assert penalty and all(value > 0 for value in penalty), "the answers' loss is shown beside the data's"
+
+
+def test_a_teacher_is_needed(capsys):
+    assert main(["train", *QUICK, "quantizer=lsq", "task=distillation"]) == 2
+    assert "task.distillation: a trained float network is needed" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="nobody is taught"):
+        Classification(nn.Linear(1, 1), optimizer=None, schedule=constant, total_steps=1, teacher="x")
+
+
+def test_fewer_bits_start_from_the_run_of_more(float_run, tmp_path):
+    start = float_run["path"]
+    for bits in (4, 3):
+        found = run(tmp_path, "quantizer=lsq", f"bits={bits}", f"model.weights={start}", "epochs=2")
+        start = found["path"]
+    assert found["test_accuracy"] > 0.85
+
+
+def test_statistics_are_the_means_over_the_batches():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)).train()
+    data = [(3 + torch.randn(16, 6), None) for _ in range(7)]
+
+    class Source(list):
+        def load_state_dict(self, state):
+            assert state == {"epoch": 0, "position": 0}
+
+    reestimate(network, Source(data), 4, torch.device("cpu"))
+    with torch.no_grad():
+        outputs = [network[0](x) for x, _ in data[:4]]
+    torch.testing.assert_close(network[1].running_mean, torch.stack([y.mean(0) for y in outputs]).mean(0))
+    torch.testing.assert_close(network[1].running_var, torch.stack([y.var(0) for y in outputs]).mean(0))
+    assert network.training and network[2].training and network[1].momentum == 0.1
+
+
+def test_reestimation_is_saved_and_evaluates_the_same(tmp_path, capsys):
+    found = run(tmp_path, "quantizer=lsq", "bits=2", "batch_norm_batches=5")
+    assert main(["eval", str(found["path"])]) == 0
+    assert f"{found['test_accuracy']:.4f}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no batch norm"):
+        require(nn.Linear(2, 2))
