@@ -50,7 +50,14 @@ LARGEST_SEED = 2**63 - 1
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
 _AFTER_TRAINING = ("calibration", "observer")
-_OPTIONAL = ("gradient_bits", "gradient_form", "normalization", "discretisation", "batch_norm_batches")
+_OPTIONAL = (
+    "gradient_bits",
+    "gradient_form",
+    "normalization",
+    "discretisation",
+    "batch_norm_batches",
+    "decay_by_bits",
+)
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -203,7 +210,7 @@ def _loggers(node: object, errors: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _experiment(node: object, errors: list[str], command: str) -> Experiment:
-    reader = Reader(node, "experiment", errors, ("name", "command", "grids"))
+    reader = Reader(node, "experiment", errors, ("name", "command", "grids", "table"))
     name = reader.optional_text("name") or command
     if name and not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", name):
         errors.append(

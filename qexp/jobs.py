@@ -176,7 +176,7 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
         plain["names"] = {key: str(choices[key]) for key in _NAMED if key in choices}
         if plain["experiment"].get("name") is None and choices["experiment"] != "none":
             plain["experiment"]["name"] = str(choices["experiment"])
-    for key in ("command", "grids"):  # of the sweep, not of one of its jobs
+    for key in ("command", "grids", "table"):  # of the sweep, not of one of its jobs
         plain["experiment"].pop(key, None)
     check_targets(plain)
     return dict(plain)

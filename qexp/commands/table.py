@@ -8,9 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from qexp.errors import ConfigError
+from qexp.paths import config_dir
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.across import across_table
+from qexp.report.against import parse_against
 from qexp.report.collect import DEFAULT_ROOT, collect
 from qexp.report.measured import measured_table
 from qexp.report.tables import FORMATS, SUFFIXES, Table, render
@@ -24,6 +28,9 @@ examples:
   qexp table --metric test_loss --format markdown
   qexp table outputs/ptq --across bits         a column for each width; any setting in which the runs differ
   qexp table outputs/ptq --across stored_bits  methods that take the same memory below each other
+  qexp table compare/cifar10_resnet20          an experiment's runs, as its file says they are best compared
+  qexp table outputs/train --against lsq       every row against one method's, seed by seed, with a paired t-test
+  qexp table outputs/train --also epoch_seconds,step_highest
   qexp table outputs/train --output runs.tex   the form follows the name: .md .csv .tex .txt
   qexp table pact/table1                       the paper's table: published | measured | difference | verdict
   qexp table pact/table1 --only resnet20       rows that contain this; its runs are in outputs/pact/table1
@@ -48,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
         "--by", metavar="KEYS", help="keys to group by, with commas: model,dataset,quantizer,bits"
     )
     options.add_argument("--across", metavar="KEY", help="the key whose values are the columns")
+    options.add_argument("--against", metavar="NAME", help="a quantizer, or KEY=VALUE,...: what to compare with")
+    options.add_argument("--also", metavar="NAMES", help="further metrics beside it, with commas")
     options.add_argument("--metric", default=None, help="the number to show (test_accuracy)")
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
@@ -66,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         QexpError: a folder that is not there, an unknown key or metric, recipes that do not mix.
     """
-    arguments = parser().parse_args(list(argv))
+    arguments = _with_experiments(parser().parse_args(list(argv)))
     table = _published(arguments) if any(map(is_artefact, arguments.what)) else _measured(arguments)
     write_or_print(table, arguments.format, arguments.output)
     return 0
@@ -111,9 +120,39 @@ def _measured(arguments: argparse.Namespace) -> Table:
     roots = [Path(name) for name in arguments.what] or [Path(DEFAULT_ROOT)]
     by = [key.strip() for key in arguments.by.split(",")] if arguments.by else None
     metric = arguments.metric or "test_accuracy"
+    against = parse_against(arguments.against) if arguments.against else None
+    also = [name.strip() for name in arguments.also.split(",")] if arguments.also else []
     if arguments.across:
+        if against or also:
+            raise ConfigError("--across shows one number a cell: leave --against and --also out.")
         return across_table(collect(roots), metric, arguments.across, by)
-    return measured_table(collect(roots), metric, by)
+    return measured_table(collect(roots), metric, by, against=against, also=also)
+
+
+def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Put the runs of an experiment for its name, and its file's own options where none are typed."""
+    for place, name in enumerate(arguments.what):
+        file = config_dir() / "experiment" / f"{name}.yaml"
+        if is_artefact(name) or Path(name).exists() or "/" not in name or not file.is_file():
+            continue
+        folder = Path(DEFAULT_ROOT) / name
+        if not folder.is_dir():
+            raise ConfigError(f"{name}: nothing has been run; {_first_command(file)} makes its runs, in {folder}.")
+        arguments.what[place] = str(folder)
+        words = (yaml.safe_load(file.read_text(encoding="utf-8")).get("experiment") or {}).get("table") or ""
+        if len(arguments.what) == 1 and not any(
+            (arguments.by, arguments.across, arguments.against, arguments.also)
+        ):
+            own = parser().parse_args([*words.split(), arguments.what[0]])
+            for key in ("by", "across", "against", "also"):
+                setattr(arguments, key, getattr(own, key))
+    return arguments
+
+
+def _first_command(file: Path) -> str:
+    """Return the command that an experiment's file begins with."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((line.removeprefix("# ") for line in lines if line.startswith("# qexp ")), "qexp train")
 
 
 def _published(arguments: argparse.Namespace) -> Table:
@@ -121,7 +160,7 @@ def _published(arguments: argparse.Namespace) -> Table:
         raise ConfigError(
             f"{' '.join(arguments.what)}: one published table at a time; name its runs with --runs FOLDER"
         )
-    for option in ("by", "metric", "across"):
+    for option in ("by", "metric", "across", "against", "also"):
         if getattr(arguments, option):
             raise ConfigError(f"--{option} is set by the published table itself: leave it out")
     artefact = load_artefact(arguments.what[0])

@@ -31,6 +31,7 @@ _NO_RECIPE = (
     "explain",
     "eval",
     "trainer",
+    "decay_by_bits",
     "bits",
     *_PLACES,
 )
@@ -187,6 +188,8 @@ def facts(run: Run) -> Facts:
         recipe.pop(key, None)
     if recipe.get(_METHODS_SEED, ABSENT) == run.config.get("seed"):
         recipe.pop(_METHODS_SEED)  # it follows the run's
+    if _decays_by_bits(run.config):
+        recipe["optimizer.weight_decay"] = "by bits"  # one recipe, whatever the width
     trained = {} if calibrated else _trained(run.config)
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**recipe, **trained}
     if not is_float:
@@ -211,6 +214,12 @@ def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": config.get("epochs"),
         "precision": str(_node(config, "trainer").get("precision", ABSENT)),
     }
+
+
+def _decays_by_bits(config: Mapping[str, Any]) -> bool:
+    """Say whether the weight decay is what the recipe's list has for the weights' bits."""
+    width = f"w{_node(config, 'bits').get('weight')}"
+    return _node(config, "decay_by_bits").get(width, ABSENT) == _node(config, "optimizer").get("weight_decay")
 
 
 def _calibrated(run: Run, recipe: Mapping[str, Any], *, is_float: bool) -> dict[str, Any]:

@@ -93,14 +93,17 @@ def metric_of(member: Facts, metric: str) -> float:
 
 
 def metrics_of(member: Facts) -> dict[str, float]:
-    """Return every number that a finished run reported, by name; with the lowest and the highest of its alphas."""
+    """Return every number that a finished run reported, and the lowest and highest of its alphas and steps."""
     result = member.run.result or {}
     found = dict(result.get("metrics") or {})
-    for name in ("test_accuracy", "calibration_seconds"):
+    for name in ("test_accuracy", "calibration_seconds", "train_seconds"):
         if name in result:
             found.setdefault(name, result[name])
-    if alphas := [value for name, value in found.items() if name.startswith("alpha/") and value is not None]:
-        found |= {"alpha_lowest": min(alphas), "alpha_highest": max(alphas)}
+    for learned in ("alpha", "step"):
+        if values := [v for name, v in found.items() if name.startswith(f"{learned}/") and v is not None]:
+            found |= {f"{learned}_lowest": min(values), f"{learned}_highest": max(values)}
+    if member.epochs and isinstance(seconds := found.get("train_seconds"), (int, float)):
+        found["epoch_seconds"] = seconds / member.epochs
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qexp.errors import ConfigError, did_you_mean
+from qexp.report.against import paired, paired_text, partner
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, baseline_difference, group_runs, metric_of, metrics_of
 from qexp.report.numbers import difference_text, interval_text, unit, value_text
@@ -27,13 +28,22 @@ HEADERS = {
 _SHOWN_WHEN_DIFFERENT = ("first_last", "precision")
 
 
-def measured_table(runs: Sequence[Run], metric: str = "test_accuracy", by: Sequence[str] | None = None) -> Table:
+def measured_table(
+    runs: Sequence[Run],
+    metric: str = "test_accuracy",
+    by: Sequence[str] | None = None,
+    *,
+    against: Mapping[str, str] | None = None,
+    also: Sequence[str] = (),
+) -> Table:
     """Build the table of any runs.
 
     Args:
         runs: as `find_runs` gives them; unfinished and damaged ones are listed below the table.
         metric: the number to compare, by its name in `result.json`.
         by: keys to group by; None: model, data set, quantizer, bits, and whatever else differs.
+        against: what the runs are that every other row is compared with, seed by seed.
+        also: further metrics, whose means stand beside.
 
     Returns:
         The table; accuracies in percent, differences in points.
@@ -49,11 +59,19 @@ def measured_table(runs: Sequence[Run], metric: str = "test_accuracy", by: Seque
     if by is None and CORRECTION not in keys and _made_by("ptq", groups):
         keys.append(CORRECTION)
     columns = _columns(keys, metric, epochs=bool(_made_by("train", groups)) or not groups)
+    rows = [_row(group, floats, keys, metric) for group in groups]
+    records = [_record(group, floats, keys, metric) for group in groups]
+    if against is not None:
+        columns.append(Column("against", f"vs {', '.join(against.values())}", number=True))
+        _compare(groups, against, metric, rows, records)
+    for name in also:
+        columns.append(Column(f"also {name}", f"{name.replace('_', ' ')}{unit(name)}", number=True))
+        _add_metric(groups, name, rows, records)
     return Table(
         title=f"{metric.replace('_', ' ')} of {len(finished)} finished run{'s' * (len(finished) != 1)}",
         columns=columns,
-        rows=[_row(group, floats, keys, metric) for group in groups],
-        records=[_record(group, floats, keys, metric) for group in groups],
+        rows=rows,
+        records=records,
         caption=f"{caption(groups, metric)} {_baselines(groups)}",
         notes=notes,
     )
@@ -174,6 +192,42 @@ def _record(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: 
         "first_last": group.first.first_last,
         "precision": group.first.precision,
     }
+
+
+def _compare(
+    groups: Sequence[Group],
+    against: Mapping[str, str],
+    metric: str,
+    rows: Sequence[dict[str, str]],
+    records: Sequence[dict[str, object]],
+) -> None:
+    """Add each group's paired comparison to its row and record."""
+    if groups and not any(all(str(g.first.get(k)) == v for k, v in against.items()) for g in groups):
+        wanted = ", ".join(f"{key}={value}" for key, value in against.items())
+        raise ConfigError(f"--against: no finished run has {wanted}.")
+    for group, row, record in zip(groups, rows, records, strict=True):
+        other = partner(group, groups, against)
+        found = None if other is None else paired(group, other)
+        row["against"] = ABSENT if found is None else paired_text(found, metric)
+        record |= {
+            "against": None if found is None else found.summary.mean,
+            "against_half_width": None if found is None else found.summary.half_width,
+            "against_p": None if found is None else found.p,
+        }
+
+
+def _add_metric(
+    groups: Sequence[Group], name: str, rows: Sequence[dict[str, str]], records: Sequence[dict[str, object]]
+) -> None:
+    """Add the mean of a further metric to each row and record."""
+    known = {found for group in groups for member in group.members for found in metrics_of(member)}
+    if groups and name not in known:
+        raise ConfigError(f"--also: no finished run reports '{name}'.{did_you_mean(name, known)}")
+    for group, row, record in zip(groups, rows, records, strict=True):
+        values = [v for v in (metric_of(member, name) for member in group.members) if not math.isnan(v)]
+        mean = sum(values) / len(values) if values else None
+        row[f"also {name}"] = ABSENT if mean is None else value_text(mean, name)
+        record[name] = mean
 
 
 def _differ(groups: Sequence[Group], key: str) -> bool:

@@ -38,7 +38,7 @@ def composed(*words: str) -> dict[str, Any]:
     given = dict(word.split("=", 1) for word in words)
     given.setdefault("dataset", NETWORKS_DATA.get(given.get("model", ""), "digits"))
     plain["names"] = {key: given.get(key, usual) for key, usual in NAMED.items()}
-    del plain["experiment"]["command"], plain["experiment"]["grids"]
+    del plain["experiment"]["command"], plain["experiment"]["grids"], plain["experiment"]["table"]
     return plain
 
 

@@ -1,0 +1,90 @@
+"""Each row of a table against one method's: the difference seed by seed, and a paired t-test."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtr
+
+from qexp.errors import ConfigError
+from qexp.report.groups import Group
+from qexp.report.intervals import LEAST, Summary, summarize
+from qexp.report.numbers import difference_text, value_text
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The differences over the seeds that both groups have, and the two-sided p of a paired t-test.
+
+    `p` is None below three seeds, and where all differences are alike.
+    """
+
+    summary: Summary
+    p: float | None
+
+
+def parse_against(text: str) -> dict[str, str]:
+    """Read `lsq`, or `quantizer=lsq,rounding._target_=...`.
+
+    >>> parse_against("lsq")
+    {'quantizer': 'lsq'}
+    """
+    if "=" not in text:
+        return {"quantizer": text}
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(key and sign and value for key, sign, value in pairs):
+        raise ConfigError(f"--against {text}: a quantizer's name, or KEY=VALUE with commas.")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def partner(group: Group, groups: Sequence[Group], wanted: Mapping[str, str]) -> Group | None:
+    """Return the group to compare `group` with: as `wanted`, of the same bits, network and recipe.
+
+    None for the float network, where there is no such group, and for that group itself.
+
+    Raises:
+        ConfigError: several groups are as `wanted`.
+    """
+    if group.first.is_float:
+        return None
+    key = group.first.baseline_key()
+    found = [
+        other
+        for other in groups
+        if all(str(other.first.get(name)) == value for name, value in wanted.items())
+        and other.first.bits == group.first.bits
+        and other.first.baseline_key() == key
+    ]
+    if len(found) > 1:
+        names = " and ".join(other.first.run.path.name for other in found[:2])
+        apart = ",".join(f"{name}={value}" for name, value in wanted.items())
+        raise ConfigError(f"--against {apart}: {names} are both; add KEY=VALUE that sets one of them apart.")
+    return found[0] if found and found[0] is not group else None
+
+
+def paired(group: Group, other: Group) -> Paired | None:
+    """Return the paired comparison; None without a common seed.
+
+    The p-value is that of |mean| / (s / sqrt(n)) under Student's t with n - 1 degrees of freedom.
+    """
+    base = other.by_seed
+    differences = [value - base[seed] for seed, value in group.by_seed.items() if seed in base]
+    if not differences:
+        return None
+    summary = summarize(differences)
+    spread = statistics.stdev(differences) if len(differences) >= LEAST else 0.0
+    if spread == 0.0:
+        return Paired(summary, None)
+    t = abs(summary.mean) / (spread / math.sqrt(summary.n))
+    return Paired(summary, float(2 * stdtr(summary.n - 1, -t)))
+
+
+def paired_text(found: Paired, metric: str) -> str:
+    """Return a cell: the mean difference, half the interval, and p."""
+    text = difference_text(found.summary.mean, metric)
+    if found.summary.half_width is not None:
+        text += f" ± {value_text(found.summary.half_width, metric)}"
+    return text if found.p is None else f"{text} (p = {found.p:.2g})"
