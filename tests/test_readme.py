@@ -52,13 +52,13 @@ class Wide(LSQ):
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the two files that the README prints, and a third that widens the first."""
     blocks = re.findall(r"`mine/([\w/.]+)`\n\n```\w+\n(.*?)```", README.read_text(), re.DOTALL)
-    assert {name for name, _ in blocks} == {"my_lsq.py", "quantizer/lsq.yaml"}
+    assert {name for name, _ in blocks} == {"my_lsq.py", "quantizer/my_lsq.yaml"}
     for name, text in blocks:
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "mine" / "wide.py").write_text(EVERYTHING)
-    lsq = (tmp_path / "mine" / "quantizer" / "lsq.yaml").read_text()
+    lsq = (tmp_path / "mine" / "quantizer" / "my_lsq.yaml").read_text()
     (tmp_path / "mine" / "quantizer" / "wide.yaml").write_text(lsq.replace("my_lsq.LSQ", "wide.Wide"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(build.PLUGINS_VARIABLE, "")
@@ -81,7 +81,7 @@ def metrics(folder: Path) -> dict[str, float]:
 
 
 def test_lsq_trains_and_its_steps_are_logged(mine: Path) -> None:
-    assert main("train", command(mine, "quantizer=lsq", "bits=3", "epochs=10")) == 0
+    assert main("train", command(mine, "quantizer=my_lsq", "bits=3", "epochs=10")) == 0
     found = metrics(mine.parent)
     for layer in ("fc1", "fc2", "fc2.input", "fc", "fc.input"):
         assert found[f"step/{layer}"] > 0
@@ -90,7 +90,7 @@ def test_lsq_trains_and_its_steps_are_logged(mine: Path) -> None:
 
 
 def test_lsq_is_explained(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("explain", command(mine, "quantizer=lsq", "bits=3", "explain.format=json")) == 0
+    assert main("explain", command(mine, "quantizer=my_lsq", "bits=3", "explain.format=json")) == 0
     plan = json.loads(capsys.readouterr().out)
     widths = [(layer["weight_bits"], layer["activation_bits"]) for layer in plan["layers"]]
     assert widths == [(8, 8), (3, 3), (8, 8)]
