@@ -62,6 +62,7 @@ class TrainingStep:
         self.precision = precision
         batches = random_batches(source, config.batch_size, config.batch_size, self.device)
         self.batch = next(iter(batches))
+        batches.load_state_dict({"epoch": 0, "position": 0})  # quantizers start from this very batch
         calibrate(network, batches, self.device)
         self.task: Classification = build(
             config.task,

@@ -40,11 +40,11 @@ def run(config: Config) -> dict[str, Any]:
         load_run(network, folder)
     metrics = evaluate(network, source, config, config.eval.split)
     place = str(folder.path) if folder is not None else str(Path(config.model["weights"]))
-    primary = f"{'test' if config.eval.split == 'test' else 'val'}_accuracy"
+    primary = f"{'test' if config.eval.split == 'test' else 'val'}_{source.primary_metric}"
     width = max(map(len, metrics)) + 1
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):{width}} {value:.4f}")
-    matches = _compare(folder, metrics) if folder is not None else None
+    matches = _compare(folder, metrics, primary) if folder is not None else None
     return {
         "run_id": folder.path.name if folder is not None else "",
         "path": place,
@@ -73,12 +73,12 @@ def load_run(network: Any, folder: RunDirectory) -> None:
         ) from error
 
 
-def _compare(folder: RunDirectory, metrics: dict[str, float]) -> bool | None:
+def _compare(folder: RunDirectory, metrics: dict[str, float], primary: str) -> bool | None:
     result = folder.read_result()
-    recorded = (result or {}).get("test_accuracy")
-    if recorded is None or "test_accuracy" not in metrics:
+    recorded = ((result or {}).get("metrics") or {}).get(primary)
+    if recorded is None or not primary.startswith("test_"):
         return None
-    matches = abs(recorded - metrics["test_accuracy"]) <= SAME
+    matches = abs(recorded - metrics[primary]) <= SAME
     verdict = "the same as in" if matches else f"NOT the {recorded:.4f} of"
     print(f"{verdict} {folder.path / 'result.json'}")
     return matches

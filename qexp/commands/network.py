@@ -20,6 +20,7 @@ from qexp.calibration.reconstruction import learn_roundings
 from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
+from qexp.errors import ConfigError
 from qexp.models.weights import load_weights
 from qexp.normalization import shifted
 from qexp.ops.discretisation import Discretisation
@@ -35,6 +36,11 @@ def build_float(config: Config, source: DataSource) -> nn.Module:
     weights = node.pop("weights", None)
     torch.manual_seed(config.seed)
     model: nn.Module = build(node, input_shape=source.shape, num_classes=source.num_classes)
+    if (task := getattr(model, "task", "classification")) != source.task:
+        raise ConfigError(
+            f"model={config.names['model']}, dataset={config.names['dataset']}: a network for {task}, and data for"
+            f" {source.task}; choose two that agree."
+        )
     if config.normalization is not None:
         shifted(model, config.normalization)
     if weights is not None:

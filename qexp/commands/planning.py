@@ -13,8 +13,6 @@ from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
 from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_elsewhere
 
-PRIMARY_METRIC = "test_accuracy"
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -28,6 +26,11 @@ class Planned:
     """This experiment's own folder, where another experiment has begun or made the run."""
 
     @property
+    def primary_metric(self) -> str:
+        """The number that the run is known by."""
+        return f"test_{self.source.primary_metric}"
+
+    @property
     def run_id(self) -> str:
         """The run's name, and its folder's."""
         return self.run.path.name
@@ -39,7 +42,7 @@ class Planned:
             "path": str(self.run.path),
             "status": status,
             "metrics": (result or {}).get("metrics", {}),
-            "primary_metric": PRIMARY_METRIC,
+            "primary_metric": self.primary_metric,
         }
 
     def result(self, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -49,9 +52,9 @@ class Planned:
             "run_id": self.run_id,
             "status": "done",
             "metrics": metrics,
-            "primary_metric": PRIMARY_METRIC,
+            "primary_metric": self.primary_metric,
             "higher_is_better": True,
-            "test_accuracy": metrics[PRIMARY_METRIC],
+            **{name: metrics[name] for name in ("test_accuracy",) if name in metrics},
             "seed": self.config.seed,
             "config_digest": config_digest(self.config),
             "data_digest": self.identity["digests"]["data"],
@@ -81,17 +84,17 @@ class Planned:
         result = self.run.read_result()
         if result is None:
             return None
-        accuracy = result.get(PRIMARY_METRIC)
-        shown = f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else "not known"
-        print(f"done already: {self.run.path}  test accuracy {shown}")
+        value = (result.get("metrics") or {}).get(self.primary_metric)
+        shown = f"{value:.4f}" if isinstance(value, (int, float)) else "not known"
+        print(f"done already: {self.run.path}  {self.primary_metric.replace('_', ' ')} {shown}")
         return self.record("skipped", result)
 
 
-def accuracy_line(metrics: Mapping[str, float], how: str) -> str:
-    """Return what a finished run says first: its accuracies, and in brackets how they were come by."""
+def accuracy_line(metrics: Mapping[str, float], primary: str, how: str) -> str:
+    """Return what a finished run says first: its primary metric, and in brackets how it was come by."""
     top5 = metrics.get("test_accuracy_top5")
     also = "" if top5 is None else f", top-5 {top5:.4f}"
-    return f"test accuracy {metrics[PRIMARY_METRIC]:.4f}{also}  ({how})"
+    return f"{primary.replace('_', ' ')} {metrics[primary]:.4f}{also}  ({how})"
 
 
 def name_run(config: Config, source: Any, digests: Mapping[str, str], *, compiled: bool | None = None) -> Planned:

@@ -38,6 +38,10 @@ def plan(config: Config) -> Planned:
             "model.weights: qexp ptq starts from a trained network, a random one is never quantized; give a"
             " checkpoint or a run's folder."
         )
+    if config.trainer.precision != "float32":
+        raise ConfigError(
+            f"trainer.precision={config.trainer.precision}: qexp ptq computes in float32; leave it out."
+        )
     if config.trainer.devices > 1:
         raise ConfigError(
             f"trainer.devices={config.trainer.devices}: qexp ptq runs in one process; leave it at 1."
@@ -161,7 +165,7 @@ def _table(found: Sequence[Any]) -> str:
 
 
 def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: float) -> None:
-    print(accuracy_line(metrics, f"calibrated in {seconds:.1f} s"))
+    print(accuracy_line(metrics, planned.primary_metric, f"calibrated in {seconds:.1f} s"))
     if network.folding.kept:
         names = ", ".join(name for name, _ in network.folding.kept[:3])
         more = f" and {len(network.folding.kept) - 3} more" if len(network.folding.kept) > 3 else ""

@@ -119,14 +119,21 @@ def _measured(arguments: argparse.Namespace) -> Table:
             load_artefact(name)  # a mistyped table, not a folder: the message names the nearest
     roots = [Path(name) for name in arguments.what] or [Path(DEFAULT_ROOT)]
     by = [key.strip() for key in arguments.by.split(",")] if arguments.by else None
-    metric = arguments.metric or "test_accuracy"
+    runs = collect(roots)
+    metric = arguments.metric or primary_metric(runs)
     against = parse_against(arguments.against) if arguments.against else None
     also = [name.strip() for name in arguments.also.split(",")] if arguments.also else []
     if arguments.across:
         if against or also:
             raise ConfigError("--across shows one number a cell: leave --against and --also out.")
-        return across_table(collect(roots), metric, arguments.across, by)
-    return measured_table(collect(roots), metric, by, against=against, also=also)
+        return across_table(runs, metric, arguments.across, by)
+    return measured_table(runs, metric, by, against=against, also=also)
+
+
+def primary_metric(runs: Sequence[Run]) -> str:
+    """Return the number that all finished runs are known by; where they differ, the accuracy."""
+    found = {str((run.result or {}).get("primary_metric") or "test_accuracy") for run in runs if run.result}
+    return found.pop() if len(found) == 1 else "test_accuracy"
 
 
 def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:

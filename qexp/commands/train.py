@@ -187,7 +187,7 @@ def _figures(planned: Planned, metrics: dict[str, float]) -> Path | None:
 
 
 def _say_result(planned: Planned, result: dict[str, Any], figure: Path | None) -> None:
-    print(accuracy_line(result["metrics"], f"{planned.config.epochs} epochs"))
+    print(accuracy_line(result["metrics"], planned.primary_metric, f"{planned.config.epochs} epochs"))
     print(f"run           {planned.run.path}")
     if figure is not None:
         print(f"figure        {figure}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from qexp.data.batches import Batches
 
 
 class DataSource(ABC):
-    """A data set for classification, with its splits served as batches on the training device.
+    """A data set with its splits served as batches on the training device.
 
     Constructing one touches no file: files are read when batches, `digest`, or a value that only the data
     knows are asked for, and every failure to do so is a DataError.
@@ -24,6 +25,12 @@ class DataSource(ABC):
         peak: the pixel value that stands for 1.0 (white).
         eval_batch_size: batch size of validation and test where the caller names none.
     """
+
+    task: ClassVar[str] = "classification"
+    """What its labels are for; a network says the same of its outputs."""
+
+    primary_metric: ClassVar[str] = "accuracy"
+    """The number that an evaluation is known by."""
 
     name: str
     peak: int = 255

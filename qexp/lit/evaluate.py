@@ -58,6 +58,8 @@ def move(network: nn.Module, source: DataSource, config: Config) -> tuple[torch.
 def evaluate(network: nn.Module, source: DataSource, config: Config, split: str = "test") -> dict[str, float]:
     """Return `<split>_loss` and `<split>_accuracy` of `network`, in float32 and without compiling.
 
+    Of a segmentation it is `<split>_miou`, of a detection `<split>_map`.
+
     `<split>_accuracy_top5` comes with them where `measure` gives it. The network's modes and its place are left as
     they were found.
 
@@ -75,7 +77,17 @@ def evaluate(network: nn.Module, source: DataSource, config: Config, split: str 
     if batches is None:
         raise ConfigError("split=validation: the data set keeps none; set dataset.validation to a share above 0.")
     prefix = "test" if split == "test" else "val"
-    return {f"{prefix}_{name}": value for name, value in measure(network, batches, device).items()}
+    return {f"{prefix}_{name}": value for name, value in _measured(network, batches, device, source).items()}
+
+
+def _measured(network: nn.Module, batches: Batches, device: torch.device, source: DataSource) -> dict[str, float]:
+    if source.task == "classification":
+        return measure(network, batches, device)
+    from qexp.lit import dense_metrics  # with torchmetrics, which other tasks do without
+
+    if source.task == "segmentation":
+        return dense_metrics.segmentation(network, batches, device, source.num_classes)
+    return dense_metrics.detection(network, batches, device, source.shape[-1])
 
 
 @torch.no_grad()

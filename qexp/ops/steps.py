@@ -150,13 +150,23 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, step = ctx.saved_tensors
         u = x.float() / step
-        # Written as floats: comparisons that write booleans are slow, and so are products with them.
-        inside = (u > ctx.lowest).to(gradient.dtype) * (u < ctx.highest).to(gradient.dtype)
-        wanted = gradient * inside
-        grad_x = (wanted if ctx.masked else gradient) if ctx.needs_input_grad[0] else None
+        gradient = gradient.to(u.dtype)
+        # 0 at the ends and beyond, in one pass over memory; masks of booleans, and products with them, are slow.
+        wanted = torch.ops.aten.hardtanh_backward(gradient, u, ctx.lowest, ctx.highest)
+        grad_x = (wanted if ctx.masked else gradient).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_step = None
         if ctx.needs_input_grad[1]:
             integers = u.clamp(ctx.lowest, ctx.highest).round_()
-            grad_step = torch.addcmul(gradient.float() * integers, wanted.float(), u, value=-1)
-            grad_step = grad_step.sum(scoped_axes(grad_step, step)).reshape(step.shape)
+            grad_step = _scoped_product(gradient, integers, step) - _scoped_product(wanted, u, step)
         return grad_x, grad_step, None, None, None
+
+
+def _scoped_product(one: Tensor, other: Tensor, step: Tensor) -> Tensor:
+    """Return the sum of `one` * `other` over what each value of `step` spans, shaped as `step`."""
+    if step.numel() > 1 or torch.compiler.is_compiling():
+        product = one * other
+        return product.sum(scoped_axes(product, step)).reshape(step.shape)
+    last = torch.channels_last
+    if one.dim() == 4 and one.is_contiguous(memory_format=last) and other.is_contiguous(memory_format=last):
+        one, other = one.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)  # flat without a copy
+    return torch.dot(one.reshape(-1), other.reshape(-1)).reshape(step.shape)
