@@ -28,7 +28,15 @@ from qexp.tracing import layer_calls, relu_sites, trace
 from ..conversions import INPUTS, scheme
 
 NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
-SMALL = {"alexnet": 64, "alexnet_bn": 48, "qnn_alexnet": 63, "inception_v3": 75, "svhn": 37, "mlp": 8}
+SMALL = {
+    "alexnet": 64,
+    "alexnet_bn": 48,
+    "qnn_alexnet": 63,
+    "inception_v3": 75,
+    "svhn": 37,
+    "mlp": 8,
+    "ssdlite320_mobilenet_v3": 320,
+}
 """Sides of the smallest images, where 32 is too small or not the usual size."""
 
 COUNTS = {
@@ -92,8 +100,10 @@ def difference(model: nn.Module, folding: Folding, x: Tensor) -> float:
     """The largest change of any output, in units of the largest output."""
     x = x.to(next(model.parameters()).dtype)
     with torch.no_grad():
-        before, after = model.eval()(x), folding.model(x)
-    return float((after - before).abs().max() / before.abs().max())
+        before, after = (
+            each if isinstance(each, tuple) else (each,) for each in (model.eval()(x), folding.model(x))
+        )
+    return max(float((b - a).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True))
 
 
 def norms(model: nn.Module) -> list[str]:
