@@ -18,7 +18,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-IMPORTED_BY_OTHERS = {"tensorboard": "torch.utils.tensorboard and Lightning's logger import it"}
+IMPORTED_BY_OTHERS = {
+    "tensorboard": "torch.utils.tensorboard and Lightning's logger import it",
+    "ninja": "torch.utils.cpp_extension runs its program",
+}
 
 
 def declared(extra: str | None = None) -> set[str]:

@@ -1,0 +1,123 @@
+// The kernel for torch's tensors, on the CPU. The shapes are checked here, where a wrong one would read beyond memory.
+#include <torch/extension.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "kernel.h"
+
+namespace {
+
+using torch::Tensor;
+
+const Tensor& plain(const Tensor& tensor, torch::ScalarType type, const char* name) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == type, name,
+              ": a contiguous tensor on the CPU of another type than given");
+  return tensor;
+}
+
+uint64_t* words_of(const Tensor& tensor) { return reinterpret_cast<uint64_t*>(tensor.data_ptr<int64_t>()); }
+
+// Fresh memory in large pages where the system has them: else a fifth of a large product's time goes into page faults.
+Tensor fresh(at::IntArrayRef shape, torch::ScalarType type) {
+  Tensor tensor = torch::empty(shape, type);
+#if defined(__linux__)
+  const size_t page = size_t(1) << 21;
+  if (tensor.nbytes() >= 2 * page) {
+    const auto start = (reinterpret_cast<size_t>(tensor.data_ptr()) + page - 1) / page * page;
+    const auto end = (reinterpret_cast<size_t>(tensor.data_ptr()) + tensor.nbytes()) / page * page;
+    if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // a wish: it may fail
+  }
+#endif
+  return tensor;
+}
+
+int threads_for(double work) { return work < 2e6 ? 1 : at::get_num_threads(); }
+
+qexp::Geometry geometry_of(const std::vector<int64_t>& n) {
+  TORCH_CHECK(n.size() == 13, "geometry: 13 numbers");
+  const qexp::Geometry g{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]};
+  TORCH_CHECK(g.rows() >= 0 && g.taps() > 0 && g.stride_height > 0 && g.stride_width > 0, "geometry: not a layer's");
+  return g;
+}
+
+Tensor product(const Tensor& activations, const Tensor& weights, int64_t columns, const Tensor& base,
+               const std::vector<int64_t>& numbers, const c10::optional<Tensor>& thresholds,
+               const c10::optional<Tensor>& flips, int64_t path) {
+  qexp::Problem p{};
+  const bool bytes = activations.scalar_type() == torch::kByte;
+  plain(activations, bytes ? torch::kByte : torch::kLong, "activations");
+  plain(weights, torch::kLong, "weights");
+  plain(base, torch::kInt, "base");
+  TORCH_CHECK(activations.dim() == 3 && base.dim() == 2 && base.size(1) == columns && base.size(0) > 0, "shapes");
+  p.geometry = geometry_of(numbers);
+  p.bytes = bytes;
+  p.activations = static_cast<const uint8_t*>(activations.data_ptr());
+  p.activation_planes = activations.size(0);
+  p.unit = activations.size(2) * (bytes ? 1 : 8);
+  TORCH_CHECK(activations.size(1) == p.geometry.pixels() && (!bytes || p.activation_planes == 1), "activations: shape");
+  p.weights = words_of(weights);
+  p.columns = columns;
+  const int64_t blocks = (columns + 63) / 64, span = p.geometry.taps() * activations.size(2);
+  const int64_t words = bytes ? (span + 3) / 4 * 4 : span * 64;
+  TORCH_CHECK(weights.numel() > 0 && weights.numel() % (blocks * words) == 0, "weights: shape");
+  p.weight_planes = weights.numel() / (blocks * words);
+  TORCH_CHECK(!bytes || (p.weight_planes == 1 && qexp::has_bytes()), "bytes: one plane of weights, AVX-512 VNNI");
+  TORCH_CHECK(path <= static_cast<int64_t>(qexp::best_path()), "path: not on this processor");
+  p.base = base.data_ptr<int32_t>();
+  p.base_rows = base.size(0);
+  Tensor result;
+  if (thresholds.has_value()) {
+    plain(*thresholds, torch::kInt, "thresholds");
+    plain(*flips, torch::kLong, "flips");
+    TORCH_CHECK(thresholds->numel() == blocks * 64 && flips->numel() == blocks, "thresholds: shape");
+    result = fresh({p.geometry.rows(), blocks}, torch::kLong);
+    p.bits = words_of(result);
+    p.thresholds = thresholds->data_ptr<int32_t>();
+    p.flips = words_of(*flips);
+  } else {
+    result = fresh({p.geometry.rows(), columns}, torch::kInt);
+    p.sums = result.data_ptr<int32_t>();
+  }
+  const double work = double(p.geometry.rows()) * columns * span * p.activation_planes * p.weight_planes;
+  pybind11::gil_scoped_release release;
+  qexp::product(p, path < 0 ? qexp::best_path() : static_cast<qexp::Path>(path), threads_for(work));
+  return result;
+}
+
+Tensor pack_signs(const Tensor& values) {
+  plain(values, torch::kFloat, "values");
+  TORCH_CHECK(values.dim() == 2, "values: rows and elements");
+  Tensor bits = torch::empty({1, values.size(0), (values.size(1) + 63) / 64}, torch::kLong);
+  pybind11::gil_scoped_release release;
+  qexp::pack_signs(values.data_ptr<float>(), values.size(0), values.size(1), words_of(bits),
+                   threads_for(double(values.numel())));
+  return bits;
+}
+
+Tensor pack_codes(const Tensor& codes, int64_t planes) {
+  plain(codes, torch::kByte, "codes");
+  TORCH_CHECK(codes.dim() == 2 && planes >= 1 && planes <= 8, "codes: rows and elements, 1 to 8 planes");
+  Tensor bits = torch::empty({planes, codes.size(0), (codes.size(1) + 63) / 64}, torch::kLong);
+  pybind11::gil_scoped_release release;
+  qexp::pack_codes(codes.data_ptr<uint8_t>(), codes.size(0), codes.size(1), static_cast<int>(planes), words_of(bits),
+                   threads_for(double(codes.numel())));
+  return bits;
+}
+
+double popcount_rate(double seconds) {
+  pybind11::gil_scoped_release release;
+  return qexp::popcount_rate(qexp::best_path(), at::get_num_threads(), seconds);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("product", &product);
+  module.def("pack_signs", &pack_signs);
+  module.def("pack_codes", &pack_codes);
+  module.def("popcount_rate", &popcount_rate);
+  module.def("best_path", [] { return static_cast<int64_t>(qexp::best_path()); });
+  module.def("has_bytes", &qexp::has_bytes);
+}
