@@ -1,5 +1,7 @@
 // The kernel for torch's tensors, on the CPU. The shapes are checked here, where a wrong one would read beyond memory.
-#include <torch/extension.h>
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/utils/pybind.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -9,9 +11,9 @@
 
 namespace {
 
-using torch::Tensor;
+using at::Tensor;
 
-const Tensor& plain(const Tensor& tensor, torch::ScalarType type, const char* name) {
+const Tensor& plain(const Tensor& tensor, at::ScalarType type, const char* name) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == type, name,
               ": a contiguous tensor on the CPU of another type than given");
   return tensor;
@@ -20,8 +22,8 @@ const Tensor& plain(const Tensor& tensor, torch::ScalarType type, const char* na
 uint64_t* words_of(const Tensor& tensor) { return reinterpret_cast<uint64_t*>(tensor.data_ptr<int64_t>()); }
 
 // Fresh memory in large pages where the system has them: else a fifth of a large product's time goes into page faults.
-Tensor fresh(at::IntArrayRef shape, torch::ScalarType type) {
-  Tensor tensor = torch::empty(shape, type);
+Tensor fresh(at::IntArrayRef shape, at::ScalarType type) {
+  Tensor tensor = at::empty(shape, type);
 #if defined(__linux__)
   const size_t page = size_t(1) << 21;
   if (tensor.nbytes() >= 2 * page) {
@@ -43,13 +45,13 @@ qexp::Geometry geometry_of(const std::vector<int64_t>& n) {
 }
 
 Tensor product(const Tensor& activations, const Tensor& weights, int64_t columns, const Tensor& base,
-               const std::vector<int64_t>& numbers, const c10::optional<Tensor>& thresholds,
-               const c10::optional<Tensor>& flips, int64_t path) {
+               const std::vector<int64_t>& numbers, const std::optional<Tensor>& thresholds,
+               const std::optional<Tensor>& flips, int64_t path) {
   qexp::Problem p{};
-  const bool bytes = activations.scalar_type() == torch::kByte;
-  plain(activations, bytes ? torch::kByte : torch::kLong, "activations");
-  plain(weights, torch::kLong, "weights");
-  plain(base, torch::kInt, "base");
+  const bool bytes = activations.scalar_type() == at::kByte;
+  plain(activations, bytes ? at::kByte : at::kLong, "activations");
+  plain(weights, at::kLong, "weights");
+  plain(base, at::kInt, "base");
   TORCH_CHECK(activations.dim() == 3 && base.dim() == 2 && base.size(1) == columns && base.size(0) > 0, "shapes");
   p.geometry = geometry_of(numbers);
   p.bytes = bytes;
@@ -60,24 +62,25 @@ Tensor product(const Tensor& activations, const Tensor& weights, int64_t columns
   p.weights = words_of(weights);
   p.columns = columns;
   const int64_t blocks = (columns + 63) / 64, span = p.geometry.taps() * activations.size(2);
-  const int64_t words = bytes ? (span + 3) / 4 * 4 : span * 64;
-  TORCH_CHECK(weights.numel() > 0 && weights.numel() % (blocks * words) == 0, "weights: shape");
-  p.weight_planes = weights.numel() / (blocks * words);
-  TORCH_CHECK(!bytes || (p.weight_planes == 1 && qexp::has_bytes()), "bytes: one plane of weights, AVX-512 VNNI");
+  p.weight_planes = bytes ? 1 : weights.size(0);
+  const bool fits = bytes ? weights.sizes() == at::IntArrayRef({blocks, 4, (span + 3) / 4})
+                          : weights.sizes() == at::IntArrayRef({p.weight_planes, blocks, 2, span, 32});
+  TORCH_CHECK(fits, "weights: shape");
+  TORCH_CHECK(!bytes || qexp::has_bytes(), "bytes: this processor has no AVX-512 VNNI");
   TORCH_CHECK(path <= static_cast<int64_t>(qexp::best_path()), "path: not on this processor");
   p.base = base.data_ptr<int32_t>();
   p.base_rows = base.size(0);
   Tensor result;
   if (thresholds.has_value()) {
-    plain(*thresholds, torch::kInt, "thresholds");
-    plain(*flips, torch::kLong, "flips");
+    plain(*thresholds, at::kInt, "thresholds");
+    plain(*flips, at::kLong, "flips");
     TORCH_CHECK(thresholds->numel() == blocks * 64 && flips->numel() == blocks, "thresholds: shape");
-    result = fresh({p.geometry.rows(), blocks}, torch::kLong);
+    result = fresh({p.geometry.rows(), blocks}, at::kLong);
     p.bits = words_of(result);
     p.thresholds = thresholds->data_ptr<int32_t>();
     p.flips = words_of(*flips);
   } else {
-    result = fresh({p.geometry.rows(), columns}, torch::kInt);
+    result = fresh({p.geometry.rows(), columns}, at::kInt);
     p.sums = result.data_ptr<int32_t>();
   }
   const double work = double(p.geometry.rows()) * columns * span * p.activation_planes * p.weight_planes;
@@ -87,9 +90,9 @@ Tensor product(const Tensor& activations, const Tensor& weights, int64_t columns
 }
 
 Tensor pack_signs(const Tensor& values) {
-  plain(values, torch::kFloat, "values");
+  plain(values, at::kFloat, "values");
   TORCH_CHECK(values.dim() == 2, "values: rows and elements");
-  Tensor bits = torch::empty({1, values.size(0), (values.size(1) + 63) / 64}, torch::kLong);
+  Tensor bits = at::empty({1, values.size(0), (values.size(1) + 63) / 64}, at::kLong);
   pybind11::gil_scoped_release release;
   qexp::pack_signs(values.data_ptr<float>(), values.size(0), values.size(1), words_of(bits),
                    threads_for(double(values.numel())));
@@ -97,9 +100,9 @@ Tensor pack_signs(const Tensor& values) {
 }
 
 Tensor pack_codes(const Tensor& codes, int64_t planes) {
-  plain(codes, torch::kByte, "codes");
+  plain(codes, at::kByte, "codes");
   TORCH_CHECK(codes.dim() == 2 && planes >= 1 && planes <= 8, "codes: rows and elements, 1 to 8 planes");
-  Tensor bits = torch::empty({planes, codes.size(0), (codes.size(1) + 63) / 64}, torch::kLong);
+  Tensor bits = at::empty({planes, codes.size(0), (codes.size(1) + 63) / 64}, at::kLong);
   pybind11::gil_scoped_release release;
   qexp::pack_codes(codes.data_ptr<uint8_t>(), codes.size(0), codes.size(1), static_cast<int>(planes), words_of(bits),
                    threads_for(double(codes.numel())));

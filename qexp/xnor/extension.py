@@ -32,13 +32,28 @@ def cache_folder() -> Path:
     return Path(root) / "qexp" / f"xnor-{version}"
 
 
-@functools.cache
 def native() -> Any:
     """Return the built kernel's module; the first call builds it, half a minute or so.
 
     Raises:
         NoCompilerError: no C++ compiler or no ninja here, or the compiler fails.
     """
+    found = built()
+    if isinstance(found, NoCompilerError):
+        raise found
+    return found
+
+
+@functools.cache
+def built() -> Any:
+    """Return the kernel's module, or the error why there is none: a second attempt would end in the same."""
+    try:
+        return _build()
+    except NoCompilerError as error:
+        return error
+
+
+def _build() -> Any:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise NoCompilerError(

@@ -119,17 +119,11 @@ class TorchProduct:
         return base.repeat(len(found) // len(base), 1) - 2 * found
 
     def reached(
-        self,
-        activations: Tensor,
-        weight: PackedWeight,
-        geometry: Geometry,
-        base: Tensor,
-        least: Tensor,
-        turned: Tensor,
+        self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor, limits: Limits
     ) -> Tensor:
-        """Return, packed (1, rows, words), whether each sum is at least `least`, turned round where `turned`."""
+        """Return, packed (1, rows, words), on which side of its channel's limit each sum is."""
         sums = self.sums(activations, weight, geometry, base)
-        return pack_bits((sums >= least[: weight.outputs]) ^ turned[: weight.outputs]).unsqueeze(0)
+        return pack_bits((sums >= limits.least) ^ limits.turned).unsqueeze(0)
 
 
 class NativeProduct(TorchProduct):
@@ -166,19 +160,13 @@ class NativeProduct(TorchProduct):
         )
 
     def reached(
-        self,
-        activations: Tensor,
-        weight: PackedWeight,
-        geometry: Geometry,
-        base: Tensor,
-        least: Tensor,
-        turned: Tensor,
+        self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor, limits: Limits
     ) -> Tensor:
         """See `TorchProduct`."""
-        limits = F.pad(least, (0, -len(least) % BLOCK))
-        flips = pack_bits(turned)
+        least = F.pad(limits.least, (0, -len(limits.least) % BLOCK))
+        flips = pack_bits(limits.turned)
         return self.kernel.product(
-            activations, weight.prepared, weight.outputs, base, list(geometry), limits, flips, self.path
+            activations, weight.prepared, weight.outputs, base, list(geometry), least, flips, self.path
         ).unsqueeze(0)
 
 
