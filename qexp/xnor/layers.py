@@ -108,9 +108,8 @@ class IntegerLayer(nn.Module):
 
     def packed_input(self, x: Tensor) -> Tensor:
         """Return the kernel's form of an input that its quantizer has not seen yet, where the layer has one."""
-        if self.layer.input_quantizer is not None:
-            x = self.layer.input_quantizer(x)
-        return self._pack(self.grid.codes(x))
+        quantizer = self.layer.input_quantizer
+        return self._pack(self.grid.codes(x) if quantizer is None else quantizer.codes(x).values)
 
     def _sums(self, codes: Tensor, geometry: Geometry) -> Tensor:
         """Return the accumulators, int32 (N, out, H', W') or (N, out)."""

@@ -21,6 +21,7 @@ def test_without_triton_or_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(("rows", "count", "columns"), [(1, 1, 1), (65, 300, 70), (128, 1024, 129), (3, 65, 200)])
 def test_the_gpu_gives_the_integer_product(rows: int, count: int, columns: int) -> None:
     left, right = torch.randn(rows, count), torch.randn(columns, count)
