@@ -109,6 +109,16 @@ Tensor pack_codes(const Tensor& codes, int64_t planes) {
   return bits;
 }
 
+Tensor quantize(const Tensor& values, double lowest, double step, int64_t highest) {
+  plain(values, at::kFloat, "values");
+  TORCH_CHECK(highest >= 1 && highest <= 255, "highest: 1 to 255");
+  Tensor codes = at::empty(values.sizes(), at::kByte);
+  pybind11::gil_scoped_release release;
+  qexp::quantize(values.data_ptr<float>(), values.numel(), static_cast<float>(lowest), static_cast<float>(step),
+                 static_cast<int>(highest), codes.data_ptr<uint8_t>(), threads_for(double(values.numel())));
+  return codes;
+}
+
 double popcount_rate(double seconds) {
   pybind11::gil_scoped_release release;
   return qexp::popcount_rate(qexp::best_path(), at::get_num_threads(), seconds);
@@ -120,6 +130,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("product", &product);
   module.def("pack_signs", &pack_signs);
   module.def("pack_codes", &pack_codes);
+  module.def("quantize", &quantize);
   module.def("popcount_rate", &popcount_rate);
   module.def("best_path", [] { return static_cast<int64_t>(qexp::best_path()); });
   module.def("has_bytes", &qexp::has_bytes);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -447,6 +448,43 @@ void pack_codes(const uint8_t* codes, int64_t rows, int64_t count, int planes, u
   each_word(rows, count, threads, [&](int64_t row, int64_t index, int64_t elements) {
     for (int plane = 0; plane < planes; ++plane)
       bits[(plane * rows + row) * words + index] = pack(codes + row * count + index * 64, elements, plane);
+  });
+}
+
+namespace {
+
+void quantize_any(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes) {
+  for (int64_t element = 0; element < count; ++element) {
+    const float level = std::nearbyint((values[element] - lowest) / step);
+    codes[element] = uint8_t(std::min(std::max(level, 0.0f), float(highest)));
+  }
+}
+
+#if defined(__x86_64__)
+AVX512 void quantize_avx512(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes) {
+  const __m512 low = _mm512_set1_ps(lowest), width = _mm512_set1_ps(step);
+  const __m512i most = _mm512_set1_epi32(highest), least = _mm512_setzero_si512();
+  int64_t element = 0;
+  for (; element + 16 <= count; element += 16) {
+    const __m512 level = _mm512_div_ps(_mm512_sub_ps(_mm512_loadu_ps(values + element), low), width);
+    const __m512i inside = _mm512_max_epi32(_mm512_min_epi32(_mm512_cvtps_epi32(level), most), least);
+    _mm_storeu_si128((__m128i*)(codes + element), _mm512_cvtepi32_epi8(inside));
+  }
+  quantize_any(values + element, count - element, lowest, step, highest, codes + element);
+}
+#endif
+
+}  // namespace
+
+void quantize(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes, int threads) {
+  auto take = quantize_any;
+#if defined(__x86_64__)
+  if (best_path() == Path::avx512) take = quantize_avx512;
+#endif
+  constexpr int64_t chunk = 1 << 16;
+  parallel((count + chunk - 1) / chunk, threads, [&](int64_t part) {
+    const int64_t first = part * chunk;
+    take(values + first, std::min(chunk, count - first), lowest, step, highest, codes + first);
   });
 }
 

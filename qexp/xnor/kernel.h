@@ -44,6 +44,8 @@ void product(const Problem& problem, Path path, int threads);
 // codes [rows][count] -> bits [planes][rows][words]; bit e of word w is element 64 w + e, 0 behind the last one.
 void pack_codes(const uint8_t* codes, int64_t rows, int64_t count, int planes, uint64_t* bits, int threads);
 void pack_signs(const float* values, int64_t rows, int64_t count, uint64_t* bits, int threads);  // bit: value >= 0
+// The nearest level of each value, round((value - lowest) / step) from 0 to 255, as torch computes it.
+void quantize(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes, int threads);
 double popcount_rate(Path path, int threads, double seconds);  // bits a second that xor, popcount and add alone take
 
 }  // namespace qexp

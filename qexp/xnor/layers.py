@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from qexp.errors import ConfigError
 from qexp.layers import QuantConv2d, QuantLinear
+from qexp.quantizers.image import ImageGrid
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.packing import pack_planes
 from qexp.xnor.product import Geometry, PackedWeight, TorchProduct, linear_geometry
@@ -109,6 +110,8 @@ class IntegerLayer(nn.Module):
     def packed_input(self, x: Tensor) -> Tensor:
         """Return the kernel's form of an input that its quantizer has not seen yet, where the layer has one."""
         quantizer = self.layer.input_quantizer
+        if isinstance(quantizer, ImageGrid):
+            return self._pack(self.product.image_codes(x, quantizer))
         return self._pack(self.grid.codes(x) if quantizer is None else quantizer.codes(x).values)
 
     def _sums(self, codes: Tensor, geometry: Geometry) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qexp.quantizers.image import ImageGrid
 from qexp.xnor.packing import BLOCK, byte_masks, pack_bits, pack_planes, panels, unpack_bits
 
 BYTES_FROM = 3
@@ -99,6 +100,10 @@ class TorchProduct:
         """Pack float32 values (rows, n) into (1, rows, words): 1 where the value is at least 0."""
         return pack_bits(values >= 0).unsqueeze(0)
 
+    def image_codes(self, x: Tensor, image: ImageGrid) -> Tensor:
+        """Return the codes of pixels, uint8, on a grid whose channels are all alike."""
+        return image.codes(x).values.to(torch.uint8)
+
     def mismatches(self, activations: Tensor, weight: PackedWeight, geometry: Geometry) -> Tensor:
         """Return sum over planes i, j of 2^(i + j) popcount(activation i ^ weight j): (rows, out), float64."""
         g, total = geometry, torch.zeros((), dtype=torch.float64)
@@ -152,6 +157,11 @@ class NativeProduct(TorchProduct):
     def signs(self, values: Tensor) -> Tensor:
         """See `TorchProduct`."""
         return self.kernel.pack_signs(values.contiguous())
+
+    def image_codes(self, x: Tensor, image: ImageGrid) -> Tensor:
+        """See `TorchProduct`."""
+        lowest, step = float(image.lowest.flatten()[0]), float(image.step.flatten()[0])
+        return self.kernel.quantize(x.float().contiguous(), lowest, step, 2**image.bits - 1)
 
     def sums(self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor) -> Tensor:
         """See `TorchProduct`; of bytes, base + 2 sum of byte times sign."""

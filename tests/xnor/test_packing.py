@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from qexp.quantizers.base import Site
+from qexp.quantizers.image import ImageGrid
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.packing import pack_bits, pack_planes, unpack_bits, unpack_planes
 from qexp.xnor.product import Geometry, Limits, NativeProduct, TorchProduct, linear_geometry
@@ -56,6 +58,14 @@ def test_the_kernel_packs_as_torch_does(kernel, rows: int, count: int, bits: int
     values = codes.float() - 1
     values[0, 0] = -0.0
     assert torch.equal(kernel.pack_signs(values), TorchProduct().signs(values))
+
+
+@given(st.integers(1, 200), st.integers(1, 8), st.floats(-3, 3), st.floats(0.01, 2))
+@settings(deadline=None)
+def test_the_kernel_takes_an_images_codes_as_its_quantizer_does(kernel, count, bits, low, span) -> None:
+    image = ImageGrid(bits, Site("image", "input", (1, 1, count)), lowest=(low,), highest=(low + span,)).eval()
+    x = torch.randn(2, 1, 1, count)
+    assert torch.equal(NativeProduct(kernel).image_codes(x, image), TorchProduct().image_codes(x, image))
 
 
 def odd(codes: torch.Tensor, bits: int) -> torch.Tensor:
