@@ -49,6 +49,8 @@ _LINES = {
         ("qexp eval outputs/train/RUN", "a finished run, on the test split"),
         ("qexp eval RUN eval.split=validation", "on the part that was carved from the training data"),
         ("qexp eval RUN dataset.root=DIR", "where the data have moved"),
+        ("qexp eval RUN engine=xnor", "few bits on packed words, by xor and popcount; proves that it is the same"),
+        ("qexp eval RUN engine=xnor engine.save=FILE", "and keep the network with one bit for a binary weight"),
         ("qexp eval quantizer=none model=resnet20_v1 model.weights=FILE", "a float checkpoint"),
     ),
     "explain": (
@@ -78,6 +80,9 @@ _OWN_KEYS = {
     "eval": {
         "eval.run": "the run's folder, also without its key: its saved configuration and checkpoint",
         "eval.split": "test, or validation",
+        "engine": "torch, or xnor: on packed bits",
+        "engine.fallback": "true: what cannot run on bits stays fake-quantized",
+        "engine.save, engine.load": "a packed checkpoint to write, to take the weights from",
     },
     "ptq": {
         "calibration.samples": "training images that activations are observed on",

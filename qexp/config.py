@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from qexp.bits import BITS, parse_bits
 from qexp.errors import ConfigError
@@ -16,6 +16,7 @@ from qexp.settings import (
     Calibration,
     Config,
     Correction,
+    Engine,
     Evaluation,
     Experiment,
     Explain,
@@ -69,7 +70,10 @@ def parse(plain: Mapping[str, Any]) -> Config:
     """
     errors: list[str] = []
     root = Reader(
-        plain, "", errors, (*_REQUIRED, "budget", "explain", "eval", "names", *_OPTIONAL, *_AFTER_TRAINING)
+        plain,
+        "",
+        errors,
+        (*_REQUIRED, "budget", "explain", "eval", "engine", "names", *_OPTIONAL, *_AFTER_TRAINING),
     )
     root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
@@ -94,6 +98,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "budget": _budget(root.node.get("budget"), errors),
         "explain": _explain(root.node.get("explain"), errors),
         "eval": _evaluation(root.node.get("eval"), errors),
+        "engine": _engine(root.node.get("engine"), errors),
         "names": _names(root.node.get("names"), node),
     }
     if "gradient_bits" in root.node:
@@ -238,6 +243,17 @@ def _evaluation(node: object, errors: list[str]) -> Evaluation:
         return Evaluation()
     reader = Reader(node, "eval", errors, ("run", "split"))
     return Evaluation(reader.optional_text("run"), reader.choice("split", ("test", "validation")))
+
+
+def _engine(node: object, errors: list[str]) -> Engine:
+    if node is None:
+        return Engine()
+    reader = Reader(node, "engine", errors, Engine.__dataclass_fields__)
+    name: Literal["torch", "xnor"] = reader.choice("name", ("torch", "xnor"))
+    engine = Engine(name, reader.boolean("fallback"), reader.optional_text("save"), reader.optional_text("load"))
+    if name == "torch" and engine != Engine():
+        errors.append("engine.fallback, engine.save and engine.load belong to engine=xnor.")
+    return engine
 
 
 def _calibration(node: object, errors: list[str]) -> Calibration:

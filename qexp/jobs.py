@@ -217,10 +217,11 @@ def of_run(folder: Path, command: str, plain: Mapping[str, Any], typed: Sequence
     for override in typed:
         key = override.partition("=")[0].lstrip("+~")
         top, _, name = key.partition(".")
-        if top not in (command, "hydra"):
+        if top not in (command, "hydra", "engine"):
             check_place(key, decode_overrides([override]))
             places[key] = plain[top][name]
-    return {**run_config(folder, f"{command}.run", places), command: plain[command]}
+    own = {key: plain[key] for key in (command, "engine") if key in plain}
+    return {**run_config(folder, f"{command}.run", places), **own}
 
 
 def _name_methods(job: Job, layers: dict[str, Any]) -> dict[str, Any]:

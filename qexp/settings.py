@@ -91,6 +91,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What `qexp eval` computes with; configs/engine/xnor.yaml says what each means."""
+
+    name: Literal["torch", "xnor"] = "torch"
+    fallback: bool = False
+    save: str | None = None
+    load: str | None = None
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How `qexp ptq` puts quantizers on a trained network; configs/ptq.yaml says what each means."""
 
@@ -134,6 +144,7 @@ class Config:
     eval: Evaluation
     names: dict[str, str]
     plain: dict[str, Any]
+    engine: Engine = Engine()
     gradient_bits: int | None = None
     gradient_form: Literal["dorefa", "log"] = "dorefa"
     batch_norm_batches: int | None = None

@@ -32,6 +32,7 @@ BESIDE = {
     "plan": 3,
     "scheme": 3,
     "calibration": 4,
+    "xnor": 4,
     "benchmarks": 5,
     # beside the line, before lit
     "models": 4,
@@ -178,6 +179,7 @@ OPTIONS = sorted(
 def test_every_option_composes(option: Path) -> None:
     group = "hydra/launcher" if option.parts[0] == "hydra" else option.parts[0]
     command = "ptq" if group == "observer" or option.parts[:2] == ("experiment", "pwlq") else "train"
+    command = "eval" if group == "engine" else command
     config = parsed(f"{group}={option.relative_to(group).as_posix()}", command=command)
     assert config.epochs >= 1
 

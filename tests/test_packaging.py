@@ -18,7 +18,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-IMPORTED_BY_OTHERS = {"tensorboard": "torch.utils.tensorboard and Lightning's logger import it"}
+IMPORTED_BY_OTHERS = {
+    "tensorboard": "torch.utils.tensorboard and Lightning's logger import it",
+    "ninja": "torch.utils.cpp_extension runs its program",
+}
 
 
 def declared(extra: str | None = None) -> set[str]:
@@ -43,7 +46,8 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.split(".")[0])
     providers = packages_distributions()
-    third_party = modules - sys.stdlib_module_names - {"qexp"} - declared("launchers")
+    optional = {*declared("launchers"), "triton"}  # triton comes with a torch for GPUs
+    third_party = modules - sys.stdlib_module_names - {"qexp"} - optional
     missing = third_party - providers.keys()
     assert not missing, f"no distribution here brings {sorted(missing)}"
     return {normalised(providers[module][0]) for module in third_party}

@@ -33,11 +33,12 @@ TOPICS = {
     "data": "making a training batch / the step that takes it (3%)",
     "memory": "bytes kept for the backward pass, quantized / float (1.35); the peak on a GPU too",
     "ptq": "ResNet50: PWLQ weights / uniform ones (3), a forward pass with each observer (1.3; 2.5)",
+    "xnor": "float32 / packed bits: a 4096^3 product (20), the MNIST MLP at batch 1000 (12), ConvNet's shapes",
     "startup": "qexp --help (0.3 s), and that it does not import torch",
     "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",
     "digits": "the default run on the digits (60 s) and its accuracy (0.97)",
 }
-LONG = ("ptq", "sweep", "digits")
+LONG = ("ptq", "xnor", "sweep", "digits")
 
 _EXAMPLES = """\
 examples:
@@ -45,6 +46,7 @@ examples:
   qexp bench all                                everything
   qexp bench step --quantizer dorefa --bits 2 --precision bfloat16
   qexp bench ptq --rounds 5                     what quantization after training costs
+  qexp bench xnor --rounds 5                    products on packed bits against torch's
   qexp bench memory --model resnet18 --batch-size 32
   qexp bench --json bench.json --check          for a program: the numbers, and exit code 1 beyond a limit
 
@@ -64,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument(
-        "topics", nargs="*", metavar="TOPIC", help="what to measure, or all (all but ptq, sweep and digits)"
+        "topics", nargs="*", metavar="TOPIC", help="what to measure, or all (all but ptq, xnor, sweep and digits)"
     )
     options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
     options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")
@@ -136,6 +138,9 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterat
     if "ptq" in arguments.topics:
         say("ptq: weights and observers of ResNet50 ...")
         yield from _after_training(arguments)
+    if "xnor" in arguments.topics:
+        say("xnor: products on packed bits; the first time a kernel is built ...")
+        yield from _packed(arguments)
     if "startup" in arguments.topics:
         say("startup: qexp --help ...")
         yield from programs.startup(arguments.rounds)
@@ -173,6 +178,16 @@ def _after_training(arguments: argparse.Namespace) -> Iterator[Measure]:
         torch.set_num_threads(arguments.threads)
     cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
     yield from calibration.measures(arguments.rounds, torch.device("cuda" if cuda else "cpu"))
+
+
+def _packed(arguments: argparse.Namespace) -> Iterator[Measure]:
+    import torch
+
+    from qexp.benchmarks import xnor
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    yield from xnor.measures(arguments.rounds)
 
 
 def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Contest]:

@@ -38,7 +38,12 @@ def run(config: Config) -> dict[str, Any]:
     folder = None if config.eval.run is None else RunDirectory(config.eval.run)
     if folder is not None:
         load_run(network, folder)
-    metrics = evaluate(network, source, config, config.eval.split)
+    if config.engine.name == "xnor":
+        from qexp.commands.packed import evaluate_packed
+
+        metrics = evaluate_packed(network, source, config)
+    else:
+        metrics = evaluate(network, source, config, config.eval.split)
     place = str(folder.path) if folder is not None else str(Path(config.model["weights"]))
     primary = f"{'test' if config.eval.split == 'test' else 'val'}_{source.primary_metric}"
     width = max(map(len, metrics)) + 1

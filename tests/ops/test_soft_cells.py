@@ -95,7 +95,7 @@ def test_what_is_learned_gets_a_gradient_and_stays_in_range():
             rounding.after_step()
         assert rounding(torch.rand(5)).isfinite().all()
         assert not isinstance(rounding, DSQ) or 0 < parameter < 1
-    assert float(ASR(mode="learned", k=4.0).sharpness()) == pytest.approx(4.0)
+    assert float(ASR(mode="learned", k=4.0).sharpness().detach()) == pytest.approx(4.0)
 
 
 def test_an_annealed_sharpness_follows_the_training():

@@ -21,7 +21,11 @@ from qexp.report.verdicts import _same
 from qexp.runs import Run
 
 EXPERIMENTS = [name for name in artefact_names() if (config_dir() / "experiment" / f"{name}.yaml").exists()]
-AFTER_TRAINING = [name for name in EXPERIMENTS if load_artefact(name).command == "ptq"]
+AFTER_TRAINING = [
+    name
+    for name in EXPERIMENTS
+    if load_artefact(name).command == "ptq" and any(cell.keys for cell in load_artefact(name).cells)
+]
 TRAINED_AT = {"inception_v3": ([342, 299], [0.5] * 3), "resnet50": ([256, 224], [0.485, 0.456, 0.406])}
 TRAINED_AT["mobilenet_v2"] = TRAINED_AT["resnet50"]
 """Resizing, crop and mean with which torchvision's published weights see images."""

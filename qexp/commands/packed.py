@@ -1,0 +1,88 @@
+"""`qexp eval RUN engine=xnor`: a run's network on packed bits, with the proof that it computes the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+
+from qexp.config import Config
+from qexp.data.base import DataSource
+from qexp.errors import ConfigError, TrainingError
+from qexp.lit.evaluate import evaluate
+from qexp.xnor.checkpoint import Sizes, load_packed, save_packed, take_over
+from qexp.xnor.engine import Engine, Proof, make_engine, products, prove
+
+
+def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> dict[str, float]:
+    """Prove the packed engine on the split's samples, print what was compared, and return its metrics.
+
+    Raises:
+        ConfigError: layers that cannot run on bits, without engine.fallback=true.
+        CheckpointError: `engine.load` is no packed checkpoint of this network.
+        TrainingError: the proof fails: a bug of the kernel, or a processor that computes otherwise.
+    """
+    network.eval()
+    weights = None
+    if config.engine.load is not None:
+        packed = load_packed(Path(config.engine.load))
+        take_over(network, packed, Path(config.engine.load))
+        weights = packed.weights
+    engine = make_engine(network, products(print), weights)
+    _refuse(engine, fallback=config.engine.fallback)
+    if config.engine.save is not None:
+        print(size_lines(save_packed(Path(config.engine.save), network, engine.layers)))
+    cpu = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, device="cpu"))
+    make = source.test_batches if config.eval.split == "test" else source.validation_batches
+    batches = make(None, "cpu", channels_last=False)
+    if batches is None:
+        raise ConfigError("eval.split=validation: the data set keeps none; set dataset.validation above 0.")
+    proof = prove(engine, None if weights else network.cpu(), batches)
+    print("\n".join(proof_lines(engine, proof)))
+    if not proof.holds:
+        raise TrainingError("engine xnor: packed and fake-quantized evaluation differ; please report this run.")
+    return evaluate(engine.network, source, cpu, config.eval.split)
+
+
+def _refuse(engine: Engine, *, fallback: bool) -> None:
+    """Name the layers that stay as they are: an error, or with `fallback` a line each.
+
+    Raises:
+        ConfigError: there are some and no fallback, or there are no others.
+    """
+    reasons = "; ".join(f"{name} ({why})" for name, why in engine.left)
+    if engine.left and not (fallback and engine.layers):
+        way = "engine.fallback=true leaves them fake-quantized" if engine.layers else "nothing is left for bits"
+        raise ConfigError(f"engine=xnor: cannot run on bits: {reasons}; {way}.")
+    for name, why in engine.left:
+        print(f"{name}: fake-quantized, {why}")
+
+
+def proof_lines(engine: Engine, proof: Proof) -> list[str]:
+    """Return what was compared, a line for each layer, then the whole network."""
+    kind = {"native": "xor and popcount in C++", "torch": "torch, no kernel"}[engine.product.name]
+    lines = [f"packed engine: {kind}; {len(engine.layers)} layers on bits"]
+    width = max(len(layer.name) for layer in engine.layers)
+    for layer, (name, compared, different) in zip(engine.layers, proof.accumulators, strict=True):
+        how = "bytes" if layer.weight.bytes else "bits"
+        verdict = "equal" if not different else f"{different} DIFFER"
+        widths = f"w{layer.weight_grid.bits} a{layer.grid.bits}"
+        lines.append(f"  {name:{width}}  {widths} {how:5}  {compared} accumulators {verdict}")
+    scores = "bit by bit" if proof.logits else "NOT"
+    lines.append(
+        f"fake quantization, scale times integer sum: {proof.predictions} of {proof.samples} predictions equal,"
+        f" scores {scores} the same"
+    )
+    if proof.plain is not None:
+        lines.append(f"fake quantization by float layers: {proof.plain} of {proof.samples} predictions equal")
+    return lines
+
+
+def size_lines(sizes: Sizes) -> str:
+    """Return the bytes of a packed checkpoint beside those of float32."""
+    ratio = sizes.float_weights / max(1, sizes.packed_weights)
+    return (
+        f"packed weights: {sizes.packed_weights} bytes, {ratio:.2f} times fewer than float32's"
+        f" {sizes.float_weights}; scales {sizes.scales} bytes; the whole file {sizes.file} bytes"
+    )

@@ -1,0 +1,127 @@
+"""A network on disk with as many bits for a weight as its codes have: one for a binary weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from qexp.errors import CheckpointError, ConfigError
+from qexp.files import atomic_write
+from qexp.xnor.grids import Grid
+from qexp.xnor.layers import IntegerLayer
+from qexp.xnor.packing import pack_planes, unpack_planes
+
+FORMAT = "qexp-packed-1"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes: of the packed layers' weights in float32 and packed (scales counted apart), and of the whole file."""
+
+    float_weights: int
+    packed_weights: int
+    scales: int
+    file: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a file holds: the codes of each packed layer's weights with their grid, and every other tensor."""
+
+    weights: Mapping[str, tuple[Grid, Tensor]]
+    rest: Mapping[str, Tensor]
+
+
+def save_packed(path: Path, network: nn.Module, layers: list[IntegerLayer]) -> Sizes:
+    """Write `network`, the weights of `layers` as bits; return the sizes.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    about: dict[str, Any] = {}
+    for layer in layers:
+        grid, codes = layer.weight_grid, layer.codes
+        tensors[f"bits/{layer.name}"] = _flat_bytes(codes, grid.bits)
+        tensors[f"half_step/{layer.name}"] = grid.half_step.contiguous()
+        about[layer.name] = {"shape": list(codes.shape), "levels": grid.levels, "shift": grid.shift}
+    packed = {f"{layer.name}.weight" for layer in layers}
+    for name, value in network.state_dict().items():
+        if name not in packed:
+            tensors[f"rest/{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
+    content = save(tensors, metadata={"format": FORMAT, "layers": json.dumps(about)})
+    try:
+        atomic_write(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"engine.save={path}: cannot be written ({error.strerror}); name another file."
+        ) from error
+    return Sizes(
+        sum(4 * layer.codes.numel() for layer in layers),
+        sum(tensors[f"bits/{layer.name}"].numel() for layer in layers),
+        sum(4 * layer.weight_grid.half_step.numel() for layer in layers),
+        len(content),
+    )
+
+
+def load_packed(path: Path) -> Packed:
+    """Read such a file.
+
+    Raises:
+        CheckpointError: missing, damaged, or none of these.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"engine.load={path}: there is no such file; engine.save=FILE writes one.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        if about.get("format") != FORMAT:
+            raise KeyError("format")
+        weights = {name: _weight(name, one, tensors) for name, one in json.loads(about["layers"]).items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"engine.load={path}: no packed checkpoint of qexp, or damaged.") from error
+    prefix = "rest/"
+    rest = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    return Packed(weights, rest)
+
+
+def take_over(network: nn.Module, packed: Packed, path: Path) -> None:
+    """Load everything but the packed weights into `network`.
+
+    Raises:
+        CheckpointError: the file is of another network.
+    """
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in packed.rest.items()}
+    given |= {f"{name}.weight": tuple(codes.shape) for name, (_, codes) in packed.weights.items()}
+    if wanted != given:
+        differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise CheckpointError(f"engine.load={path}: of another network, it differs in {', '.join(differ[:5])}.")
+    network.load_state_dict(packed.rest, strict=False)
+
+
+def _flat_bytes(codes: Tensor, planes: int) -> Tensor:
+    """Return the bits of all codes (planes, bytes), uint8, in the order of the elements; nothing between rows."""
+    words = pack_planes(codes.flatten(), planes)
+    return words.view(torch.uint8)[:, : -(-codes.numel() // 8)].contiguous()
+
+
+def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Grid, Tensor]:
+    shape, levels = tuple(int(side) for side in about["shape"]), int(about["levels"])
+    planes, count = (levels - 1).bit_length(), torch.Size(shape).numel()
+    flat = tensors[f"bits/{name}"]
+    if flat.shape != (planes, -(-count // 8)) or flat.dtype != torch.uint8:
+        raise ValueError(name)
+    words = torch.zeros(planes, -(-count // 64) * 8, dtype=torch.uint8)
+    words[:, : flat.shape[1]] = flat
+    codes = unpack_planes(words.view(torch.int64), count).reshape(shape)
+    return Grid(planes, levels, tensors[f"half_step/{name}"].float(), int(about["shift"])), codes

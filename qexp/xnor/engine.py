@@ -1,0 +1,196 @@
+"""A trained network on the packed engine: which layers can run on it, and the proof that it computes the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from qexp.convert import TwoModes
+from qexp.errors import ConfigError
+from qexp.layers import QuantConv2d, QuantLinear
+from qexp.quantizers.base import Quantizer
+from qexp.tracing import input_node
+from qexp.xnor.extension import NoCompilerError, native
+from qexp.xnor.grids import Grid, grid_of, one_step
+from qexp.xnor.layers import IntegerLayer, Mode
+from qexp.xnor.product import NativeProduct, TorchProduct
+
+KEEPS_VALUES = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AlphaDropout)
+"""Modules that hand on values of their input, in evaluation."""
+
+KEEPS_VALUES_CALLS = ("flatten", "dropout", "max_pool2d", "reshape", "view", "contiguous", "relu")
+
+
+@dataclass
+class Engine:
+    """A network with its layers on integers.
+
+    Attributes:
+        network: evaluates; its `IntegerLayer`s take their sums as their `mode` says.
+        layers: those on integers.
+        product: takes the sums on bits.
+        left: (name, why) of the layers that stay as they are.
+    """
+
+    network: nn.Module
+    layers: list[IntegerLayer]
+    product: TorchProduct
+    left: list[tuple[str, str]] = field(default_factory=list)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Say how all layers take their sums."""
+        for layer in self.layers:
+            layer.mode = mode
+
+
+def products(say: Callable[[str], None]) -> TorchProduct:
+    """Return the C++ kernel's products; where it cannot be built torch's, and say why."""
+    try:
+        return NativeProduct(native())
+    except NoCompilerError as error:
+        say(str(error))
+        return TorchProduct()
+
+
+def make_engine(
+    network: nn.Module, product: TorchProduct, weights: Mapping[str, tuple[Grid, Tensor]] | None = None
+) -> Engine:
+    """Return a copy of a quantized network with every layer that can be on integers.
+
+    Args:
+        weights: grids and codes by layer, of a packed checkpoint; None: the network's own.
+
+    Raises:
+        ConfigError: the network has no graph (nothing of it is quantized).
+    """
+    graph = _evaluated(network)
+    engine = Engine(graph, [], product)
+    for node, layer in _layers(graph):
+        name = str(node.target)
+        try:
+            if not isinstance(layer, QuantConv2d | QuantLinear):
+                raise ConfigError("its weights are float")
+            grid = _input_grid(graph, node, layer)
+            made = IntegerLayer(name, layer, grid, product, None if weights is None else weights.get(name))
+        except ConfigError as error:
+            engine.left.append((name, str(error)))
+            continue
+        _replace(graph, name, made)
+        engine.layers.append(made)
+    return engine
+
+
+def _evaluated(network: nn.Module) -> fx.GraphModule:
+    """Return a copy in evaluation mode, its graph to be read and rewritten."""
+    if isinstance(network, TwoModes):
+        raise ConfigError("engine xnor: a network whose training and evaluation graphs differ cannot run on it.")
+    if not isinstance(network, fx.GraphModule):
+        raise ConfigError("engine xnor: nothing of this network is quantized; it runs networks of few bits.")
+    return copy.deepcopy(network).eval().cpu().float()
+
+
+def _layers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
+    seen = set()
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and node.target not in seen:
+            seen.add(node.target)
+            module = graph.get_submodule(str(node.target))
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                yield node, module
+
+
+def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | QuantLinear) -> Grid:
+    """Return the grid of the values that a layer is called with, or raise ConfigError with the reason."""
+    quantizer = layer.input_quantizer
+    if quantizer is None:
+        found = {_source(graph, input_node(call)) for call in graph.graph.nodes if call.target == node.target}
+        if len(found) != 1 or None in found:
+            raise ConfigError("its input does not come from one quantizer")
+        quantizer = found.pop()
+    assert quantizer is not None  # looked at above
+    if quantizer.bits == 32:
+        raise ConfigError("its input is float")
+    codebook = quantizer.codes(torch.zeros(1, *quantizer.site.shape)).codebook
+    grid = grid_of(one_step(codebook))
+    if isinstance(grid, str):
+        raise ConfigError(f"the codes of its input: {grid}")
+    if grid.half_step.dim():
+        raise ConfigError("its input has more scales than one (an image's channels need one mean and deviation)")
+    return grid
+
+
+def _source(graph: fx.GraphModule, node: fx.Node) -> Quantizer | None:
+    """Return the quantizer whose values `node` hands on, if there is one."""
+    while True:
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            if isinstance(module, Quantizer):
+                return module
+            if not isinstance(module, KEEPS_VALUES):
+                return None
+        elif node.op not in ("call_function", "call_method") or _call_name(node) not in KEEPS_VALUES_CALLS:
+            return None
+        node = input_node(node)
+
+
+def _call_name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _replace(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(graph.get_submodule(parent), last, module.eval())
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What running a network both ways found.
+
+    Attributes:
+        accumulators: (layer, compared, different) for each layer.
+        samples: how many were run.
+        logits: whether all scores are the same, bit by bit.
+        predictions: samples whose predicted class is the same.
+        plain: samples whose class the float layers of the fake-quantized network give too; they add rounded
+            products, in another order, so that a sum on a threshold may fall to its other side.
+    """
+
+    accumulators: list[tuple[str, int, int]]
+    samples: int
+    logits: bool
+    predictions: int
+    plain: int | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether packed and fake-quantized evaluation are the same."""
+        return self.logits and self.predictions == self.samples and not any(bad for _, _, bad in self.accumulators)
+
+
+@torch.no_grad()
+def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]]) -> Proof:
+    """Run `engine` on bits and on integers by float convolutions, and `network` as it is; compare.
+
+    Args:
+        network: the fake-quantized network that `engine` was made from, in evaluation mode; None: it is not there.
+        batches: of (images, labels).
+    """
+    samples = same = plain = 0
+    logits = True
+    for images, _ in batches:
+        engine.set_mode("prove")
+        packed = engine.network(images)
+        engine.set_mode("reference")
+        fake = engine.network(images)
+        logits = logits and torch.equal(packed, fake)
+        samples += len(images)
+        same += int((packed.argmax(1) == fake.argmax(1)).sum())
+        if network is not None:
+            plain += int((packed.argmax(1) == network(images).argmax(1)).sum())
+    engine.set_mode("packed")
+    found = [(layer.name, layer.compared, layer.different) for layer in engine.layers]
+    return Proof(found, samples, logits, same, plain if network is not None else None)

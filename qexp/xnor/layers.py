@@ -1,0 +1,224 @@
+"""A quantized layer as whole numbers: scale times the sum of products of integers, however that sum is taken."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qexp.errors import ConfigError
+from qexp.layers import QuantConv2d, QuantLinear
+from qexp.quantizers.image import ImageGrid
+from qexp.xnor.grids import Grid, grid_of, one_step
+from qexp.xnor.packing import pack_planes
+from qexp.xnor.product import Geometry, PackedWeight, TorchProduct, linear_geometry
+
+Mode = Literal["packed", "reference", "prove"]
+"""How sums are taken: on bits, by float convolutions of the integers, or both, compared."""
+
+EXACT_FLOAT32 = 2**24
+LIMIT = 2**31
+
+
+class IntegerLayer(nn.Module):
+    """A convolution or linear layer whose output is scale * accumulator (+ offset term) (+ bias), in this order.
+
+    The accumulator is the sum of products of the whole numbers behind weights and inputs; zeros around an image
+    count as zeros. `mode` says how it is taken; the float arithmetic behind it is the same.
+
+    Args:
+        name: for messages.
+        layer: evaluated layer with a weight quantizer.
+        grid: of its input.
+        product: takes the sums on bits.
+        weights: grid and codes from a packed checkpoint; None: the layer's own.
+
+    Raises:
+        ConfigError: the layer cannot run on integers; the message is the reason, without its name.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        layer: QuantConv2d | QuantLinear,
+        grid: Grid,
+        product: TorchProduct,
+        weights: tuple[Grid, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.grid, self.product = name, grid, product
+        self.layer = layer
+        weight, codes = _weight_grid(layer) if weights is None else weights
+        self._check(layer, weight, codes)
+        self.weight_grid, self.codes = weight, codes
+        self.mode: Mode = "packed"
+        self.different = 0  # accumulators that the two ways did not agree on
+        self.compared = 0
+        taps_first = codes.reshape(*codes.shape[:2], -1).transpose(1, 2)  # (out, taps, channels)
+        words = pack_planes(taps_first, weight.bits)
+        self.weight: PackedWeight = product.weight(words, codes.shape[1], grid.bits)
+        self.integers = weight.integers(codes.reshape(len(codes), codes.shape[1], *self.kernel).double())
+        self.register_buffer("scale", grid.half_step * weight.half_step)
+        self._bases: dict[Geometry, Tensor] = {}
+
+    def _check(self, layer: nn.Module, weight: Grid, codes: Tensor) -> None:
+        self.bound = codes[0].numel() * self.grid.largest * weight.largest
+        if self.bound >= LIMIT:
+            raise ConfigError(f"its sums reach {self.bound:.2g}, beyond 32 bits")
+        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+            raise ConfigError(f"it has {layer.groups} groups, the kernel takes one")
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            raise ConfigError(f"its padding is {layer.padding_mode}, the kernel pads with zeros")
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
+        return tuple(self.layer.kernel_size) if isinstance(self.layer, nn.Conv2d) else (1, 1)  # type: ignore[return-value]
+
+    def geometry(self, x: Tensor) -> Geometry:
+        """Return what this layer looks at in `x`: (N, C, H, W), or (N, features)."""
+        if not isinstance(self.layer, nn.Conv2d):
+            return linear_geometry(len(x))
+        layer, (height, width) = self.layer, x.shape[2:]
+        (kh, kw), (sh, sw) = self.kernel, layer.stride
+        dh, dw = layer.dilation
+        top, bottom, left, right = _padding(layer)
+        out_h = (height + top + bottom - dh * (kh - 1) - 1) // sh + 1
+        out_w = (width + left + right - dw * (kw - 1) - 1) // sw + 1
+        return Geometry(len(x), height, width, out_h, out_w, kh, kw, sh, sw, top, left, dh, dw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output for values on the grid: (N, C, H, W) or (..., features)."""
+        if self.layer.input_quantizer is not None:
+            x = self.layer.input_quantizer(x)
+        if not isinstance(self.layer, nn.Conv2d) and x.dim() != 2:
+            return self.forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        geometry = self.geometry(x)
+        codes = self.grid.codes(x)
+        if self.mode == "reference":
+            sums = self.reference(codes, geometry)
+        elif self.mode == "prove":
+            sums = self._proved(x, codes, geometry)
+        else:
+            sums = self._sums(codes, geometry)
+        return self.rescaled(sums, geometry)
+
+    def packed_input(self, x: Tensor) -> Tensor:
+        """Return the kernel's form of an input that its quantizer has not seen yet, where the layer has one."""
+        quantizer = self.layer.input_quantizer
+        if isinstance(quantizer, ImageGrid):
+            return self._pack(self.product.image_codes(x, quantizer))
+        return self._pack(self.grid.codes(x) if quantizer is None else quantizer.codes(x).values)
+
+    def _sums(self, codes: Tensor, geometry: Geometry) -> Tensor:
+        """Return the accumulators, int32 (N, out, H', W') or (N, out)."""
+        packed = self._pack(codes)
+        sums = self.product.sums(packed, self.weight, geometry, self.base(geometry))
+        if self.weight_grid.shift:
+            sums = sums + self.weight_grid.shift * self._input_sums(codes, geometry)
+        return self._shaped(sums, geometry)
+
+    def _proved(self, x: Tensor, codes: Tensor, geometry: Geometry) -> Tensor:
+        off = (self.grid.values(codes) - x).abs().max() if x.numel() else torch.zeros(())
+        outside = bool((codes < 0).any() or (codes > self.grid.levels - 1).any())
+        if outside or float(off) > 0.01 * float(self.grid.half_step):
+            raise ConfigError(
+                f"engine xnor: {self.name}: its input holds values that its quantizer does not make."
+            )
+        sums = self._sums(codes, geometry)
+        self.different += int((sums != self.reference(codes, geometry)).sum())
+        self.compared += sums.numel()
+        return sums
+
+    def reference(self, codes: Tensor, geometry: Geometry) -> Tensor:
+        """Return the accumulators by a float convolution of integers, exact: float32 below 2^24, else float64."""
+        dtype = torch.float32 if self.bound < EXACT_FLOAT32 else torch.float64
+        integers, weight = self.grid.integers(codes).to(dtype), self.integers.to(dtype)
+        if isinstance(self.layer, nn.Conv2d):
+            return geometry.convolve(integers, weight).to(torch.int32)
+        return F.linear(integers, weight.flatten(1)).to(torch.int32)
+
+    def rescaled(self, sums: Tensor, geometry: Geometry) -> Tensor:
+        """Return what accumulators (N, out, ...) stand for, float32: scale times sum, offset's share, bias."""
+        after = [1] * (sums.dim() - 2)
+        out = sums.float() * _by_channel(self.scale, after)
+        if self.grid.offset:
+            inside = self._inside(geometry, self.integers).float().reshape(1, -1, *sums.shape[2:])
+            out = out + self.grid.offset * _by_channel(self.weight_grid.half_step, after) * inside
+        return out if self.layer.bias is None else out + self.layer.bias.reshape(-1, *after)
+
+    def base(self, geometry: Geometry) -> Tensor:
+        """Return what the kernel subtracts twice the mismatches from: int32 (positions, out).
+
+        Outside the image every bit counts as 0, hence as the lowest odd number: its share is taken out again.
+        """
+        key = geometry._replace(images=1)
+        if key not in self._bases:
+            odd = 2**self.grid.bits - 1
+            weight = self.integers - self.weight_grid.shift  # odd numbers
+            total = weight.sum((1, 2, 3)).reshape(1, -1, 1, 1)
+            no_mismatch = weight[0].numel() * odd * (2**self.weight_grid.bits - 1)
+            at_zero = -odd * total if self.weight.bytes else torch.full_like(total, no_mismatch)
+            outside = odd * (total - self._inside(key, weight))
+            base = at_zero + outside + self.grid.shift * self._inside(key, self.integers)
+            self._bases[key] = base.flatten(2)[0].t().to(torch.int32).contiguous()
+        return self._bases[key]
+
+    def _inside(self, geometry: Geometry, weight: Tensor) -> Tensor:
+        """Return the sum of the weights that lie on the image at each position: (1, out, H', W')."""
+        ones = torch.ones(1, 1, geometry.height, geometry.width, dtype=torch.float64)
+        return geometry._replace(images=1).convolve(ones, weight.sum(1, keepdim=True))
+
+    def _input_sums(self, codes: Tensor, geometry: Geometry) -> Tensor:
+        """Return the sum of the input's odd numbers under the kernel: int32 (rows, 1)."""
+        odd = (2 * codes - (2**self.grid.bits - 1)).double()
+        if not isinstance(self.layer, nn.Conv2d):
+            return odd.sum(1, keepdim=True).to(torch.int32)
+        ones = torch.ones(1, 1, *self.kernel, dtype=torch.float64)
+        return geometry.convolve(odd.sum(1, keepdim=True), ones).reshape(-1, 1).to(torch.int32)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        """Return the input in bits (planes, pixels, words of channels), or as bytes (1, pixels, channels)."""
+        rows = (codes.permute(0, 2, 3, 1) if codes.dim() == 4 else codes).reshape(-1, codes.shape[1])
+        bytes_ = rows.to(torch.uint8)
+        return bytes_.unsqueeze(0).contiguous() if self.weight.bytes else self.product.pack(bytes_, self.grid.bits)
+
+    def _shaped(self, sums: Tensor, geometry: Geometry) -> Tensor:
+        if not isinstance(self.layer, nn.Conv2d):
+            return sums
+        return sums.reshape(geometry.images, geometry.out_height, geometry.out_width, -1).permute(0, 3, 1, 2)
+
+
+def _by_channel(value: Tensor, after: list[int]) -> Tensor:
+    """Return a scalar as it is, one value for each channel so that it broadcasts against (N, channels, ...)."""
+    return value.reshape(-1, *after) if value.dim() else value
+
+
+def _weight_grid(layer: QuantConv2d | QuantLinear) -> tuple[Grid, Tensor]:
+    """Return the grid of a layer's weights and their codes, or raise ConfigError with the reason."""
+    quantizer = layer.weight_quantizer
+    if quantizer is None or quantizer.bits == 32:
+        raise ConfigError("its weights are float")
+    codes = quantizer.codes(layer.weight.detach())
+    grid = grid_of(one_step(codes.codebook))
+    if isinstance(grid, str):
+        raise ConfigError(f"the codes of its weights: {grid}")
+    if grid.half_step.dim() and len(grid.half_step) != len(layer.weight):
+        raise ConfigError("its weights have more scales than output channels")
+    if grid.offset:
+        raise ConfigError("zero is no point of the grid of its weights")
+    return grid, codes.values
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Return the zeros above, below, left, right."""
+    if layer.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+        return top, bottom, left, right
+    rows, columns = (0, 0) if isinstance(layer.padding, str) else layer.padding  # `valid`
+    return rows, rows, columns, columns

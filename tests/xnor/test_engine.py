@@ -1,0 +1,217 @@
+"""Layers and networks on bits give what fake quantization gives; what cannot run is named."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.errors import CheckpointError, ConfigError
+from qexp.layers import QuantConv2d, QuantLinear
+from qexp.models.qnn import QNNMLP, QNNConvNet
+from qexp.quantizers.base import Quantizer, Site
+from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight
+from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
+from qexp.quantizers.qnn_linear import LinearActivation, LinearWeight
+from qexp.quantizers.qnn_log import LogActivation, LogWeight
+from qexp.quantizers.ternary import TernaryWeight
+from qexp.quantizers.xnor import XNORWeight
+from qexp.scheme import Method, Widths
+from qexp.xnor import extension
+from qexp.xnor.checkpoint import load_packed, save_packed, take_over
+from qexp.xnor.engine import make_engine, products, prove
+from qexp.xnor.fusion import FusedMLP, limits_of
+from qexp.xnor.grids import grid_of
+from qexp.xnor.layers import IntegerLayer
+from qexp.xnor.product import TorchProduct, linear_geometry
+
+from ..conversions import quantized, scheme
+
+BINARY = Method("qnn_binary", BinaryWeight, BinaryActivation)
+HALF = ((-1.0,), (1.0,))
+
+
+@pytest.fixture(scope="module")
+def product() -> TorchProduct:
+    return products(lambda text: None)
+
+
+def network(model: nn.Module, method: Method, bits=(1, 1), shape=(1, 8, 8), first=(1, 8)) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # as after training: gains of either sign
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean, std=5.0)
+    how = scheme(bits, bits, method=method, first=Widths(*first), input_range=HALF)
+    return quantized(model, how, shape).eval()
+
+
+def mlp(method: Method = BINARY, **changes) -> nn.Module:
+    return network(QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=(70, 100)), method, **changes)
+
+
+def batches(shape=(1, 8, 8), count: int = 40):
+    images = torch.randint(256, (count, *shape)) / 127.5 - 1
+    return [(images, torch.zeros(count))]
+
+
+@pytest.mark.parametrize(
+    ("weight", "bits", "activation", "input_bits", "signed"),
+    [
+        (BinaryWeight, 1, BinaryActivation, 1, True),
+        (XNORWeight, 1, BinaryActivation, 1, True),
+        (TernaryWeight, 2, LinearActivation, 3, True),
+        (LinearWeight, 2, LinearActivation, 2, True),
+        (LinearWeight, 1, LinearActivation, 8, True),
+        (DoReFaWeight, 3, DoReFaActivation, 2, False),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 1, "same"])
+def test_a_layer_on_bits_is_the_fake_quantized_one(weight, bits, activation, input_bits, signed, padding, product):
+    layer = nn.Conv2d(5, 7, 3, padding=padding)
+    x = torch.randn(2, 5, 6, 7)
+    weights = weight(bits, Site("l", "weight", tuple(layer.weight.shape)))
+    inputs = activation(input_bits, Site("l", "input", (5, 6, 7), signed=signed))
+    fake = QuantConv2d(layer, weights, inputs).eval()
+    packed = IntegerLayer("l", fake, grid_of(inputs.codes(x).codebook), product)
+    packed.mode = "prove"
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), fake(x))
+    assert (packed.different, packed.compared) == (0, packed(x).numel())
+
+
+@pytest.mark.parametrize(
+    "method", [BINARY, Method("xnor", XNORWeight, BinaryActivation)], ids=["qnn_binary", "xnor"]
+)
+def test_a_network_proves_itself(method: Method, product: TorchProduct) -> None:
+    fake = mlp(method)
+    engine = make_engine(fake, product)
+    assert [layer.name for layer in engine.layers] == ["fc1", "fc2", "fc"]
+    proof = prove(engine, fake, batches())
+    assert proof.holds
+    assert proof.accumulators == [("fc1", 2800, 0), ("fc2", 4000, 0), ("fc", 400, 0)]
+
+
+def test_bit_planes_and_convolutions_prove_themselves(product: TorchProduct) -> None:
+    model = QNNConvNet(input_shape=(3, 8, 8), num_classes=10, channels=8, hidden=16)
+    fake = network(model, Method("qnn_linear", LinearWeight, LinearActivation), (2, 2), (3, 8, 8), (2, 8))
+    engine = make_engine(fake, product)
+    assert len(engine.layers) == 9
+    assert prove(engine, fake, batches((3, 8, 8), 4)).holds
+
+
+def test_a_wrong_accumulator_is_found(product: TorchProduct) -> None:
+    fake = mlp()
+    engine = make_engine(fake, product)
+    engine.layers[1].codes[0, 0] ^= 1  # the kernel's words stay as they were
+    engine.layers[1].integers[0, 0] *= -1
+    proof = prove(engine, fake, batches())
+    assert proof.accumulators[1][2] == 40
+    assert not proof.holds
+
+
+def test_layers_that_cannot_run_are_named(product: TorchProduct) -> None:
+    fake = mlp(Method("qnn_log", LogWeight, LogActivation), bits=(3, 3), first=(3, 8))
+    left = dict(make_engine(fake, product).left)
+    assert left["fc2"] == "the codes of its input: its levels are not equally spaced"
+    half = make_engine(mlp(first=(32, 32)), product)
+    assert half.left == [("fc1", "its weights are float")]
+    assert [layer.name for layer in half.layers] == ["fc2", "fc"]
+    with pytest.raises(ConfigError, match="nothing of this network is quantized"):
+        make_engine(nn.Linear(2, 2), product)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"groups": 3}, "3 groups"), ({"padding_mode": "circular"}, "padding is circular")],
+)
+def test_a_convolution_that_cannot_run_says_why(change, reason, product: TorchProduct) -> None:
+    layer = nn.Conv2d(3, 3, 3, padding=1, **change)
+    weights: Quantizer = BinaryWeight(1, Site("l", "weight", tuple(layer.weight.shape)))
+    fake = QuantConv2d(layer, weights, None)
+    with pytest.raises(ConfigError, match=reason):
+        IntegerLayer("l", fake, grid_of(torch.tensor([-1.0, 1.0])), product)
+
+
+def test_bits_beyond_the_accumulators_are_refused(product: TorchProduct) -> None:
+    layer = nn.Linear(40_000, 1)
+    fake = QuantLinear(layer, LinearWeight(8, Site("l", "weight", (1, 40_000))), None)
+    with pytest.raises(ConfigError, match="beyond 32 bits"):
+        IntegerLayer("l", fake, grid_of(torch.arange(256.0)), product)
+
+
+def test_a_packed_checkpoint_has_one_bit_a_weight_and_evaluates_to_the_same(tmp_path: Path, product) -> None:
+    fake, file = mlp(), tmp_path / "packed.safetensors"
+    engine = make_engine(fake, product)
+    sizes = save_packed(file, fake, engine.layers)
+    weights = 64 * 70 + 70 * 100 + 100 * 10
+    assert (sizes.float_weights, sizes.packed_weights) == (4 * weights, weights // 8)
+    assert sizes.file == file.stat().st_size
+    again = mlp()
+    packed = load_packed(file)
+    take_over(again, packed, file)
+    loaded = make_engine(again, product, packed.weights)
+    images = batches()[0][0]
+    with torch.no_grad():
+        assert torch.equal(loaded.network(images), engine.network(images))
+
+
+def test_a_damaged_or_foreign_packed_checkpoint(tmp_path: Path, product: TorchProduct) -> None:
+    fake, file = mlp(), tmp_path / "packed.safetensors"
+    save_packed(file, fake, make_engine(fake, product).layers)
+    wider = network(QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=(70, 101)), BINARY)
+    with pytest.raises(CheckpointError, match="another network, it differs in bn2"):
+        take_over(wider, load_packed(file), file)
+    content = file.read_bytes()
+    header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    assert header["__metadata__"]["format"] == "qexp-packed-1"
+    for damaged in (content[:100], b"", content.replace(b"qexp-packed-1", b"qexp-packed-2")):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"no packed checkpoint of qexp"):
+            load_packed(file)
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        load_packed(tmp_path / "none")
+
+
+def test_without_a_compiler_torch_computes_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    extension.built.cache_clear()
+    said: list[str] = []
+    try:
+        product = products(said.append)
+    finally:
+        extension.built.cache_clear()
+    assert product.name == "torch"
+    assert len(said) == 1
+    assert "no C++ compiler here (no-such-compiler); install g++ or clang" in said[0]
+    assert "\n" not in said[0]
+    fake = mlp()
+    assert prove(make_engine(fake, product), fake, batches(count=5)).holds
+
+
+def test_layers_fused_with_batch_norm_and_sign_give_the_same_bits(product: TorchProduct) -> None:
+    fake = mlp()
+    engine = make_engine(fake, product)
+    fused = FusedMLP(engine.network, 2)
+    assert any(layer.limits.turned.any() for layer in fused.layers)  # negative gains are among them
+    images = batches(count=200)[0][0]
+    with torch.no_grad():
+        assert torch.equal(fused(images), engine.network(images))
+
+
+def test_where_a_batch_norm_never_turns_the_sign_the_bit_is_constant(product: TorchProduct) -> None:
+    fake = mlp()
+    with torch.no_grad():
+        fake.bn1.weight[:6] = torch.tensor([0.0, 0.0, 1e-6, 1e-6, -1e-6, -1e-6])
+        fake.bn1.bias[:6] = torch.tensor([1.0, -1.0, 9.0, -9.0, 9.0, -9.0])
+    engine = make_engine(fake, product)
+    limits = limits_of(engine.network.fc1, fake.bn1)
+    first, bound = engine.network.fc1, engine.network.fc1.bound
+    for sums in (-bound, 0, bound):
+        row = torch.full((1, 70), sums, dtype=torch.int32)
+        wanted = fake.bn1(first.rescaled(row, linear_geometry(1)))[0] >= 0
+        assert torch.equal((row[0] >= limits.least) ^ limits.turned, wanted)

@@ -1,0 +1,30 @@
+"""The GPU's product, where there is a GPU; its messages everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qexp.errors import ConfigError
+from qexp.xnor import triton_kernel
+from qexp.xnor.packing import pack_bits
+
+
+def test_without_triton_or_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = torch.zeros(2, 1, dtype=torch.int64)
+    if triton_kernel.triton is not None:
+        with pytest.raises(ConfigError, match="CUDA device"):
+            triton_kernel.product(words, words, 64)
+    monkeypatch.setattr(triton_kernel, "triton", None)
+    with pytest.raises(ConfigError, match="triton is not installed"):
+        triton_kernel.product(words, words, 64)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(("rows", "count", "columns"), [(1, 1, 1), (65, 300, 70), (128, 1024, 129), (3, 65, 200)])
+def test_the_gpu_gives_the_integer_product(rows: int, count: int, columns: int) -> None:
+    left, right = torch.randn(rows, count), torch.randn(columns, count)
+    signs = [torch.where(side >= 0, 1.0, -1.0) for side in (left, right)]
+    found = triton_kernel.product(pack_bits(left >= 0).cuda(), pack_bits(right >= 0).cuda(), count)
+    assert torch.equal(found.cpu().float(), signs[0] @ signs[1].t())
