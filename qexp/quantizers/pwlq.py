@@ -102,7 +102,7 @@ class PWLQWeight(Quantizer):
     def fit_weights(self, weight: Tensor) -> None:
         """Keep range and breakpoints of `weight`."""
         refuse_no_numbers(self.site, weight)
-        self.edges.copy_(self._measured(weight).flatten(1))
+        self.edges.copy_(self._measured(weight).reshape_as(self.edges))
 
     def fitted(self) -> dict[str, Tensor]:
         """Return the breakpoints `p1` ... and the largest magnitude `m`."""

@@ -161,6 +161,25 @@ def test_pwlq_edges_are_kept_and_reported():
     assert quantizer.stored_bits == 6 and PWLQWeight(4, site(x)).stored_bits == 5
 
 
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+@pytest.mark.parametrize(
+    ("breakpoints", "search"), [(1, "gauss_fit"), (1, "grid"), (1, "gauss"), (2, "gauss"), (3, "laplace")]
+)
+def test_pwlq_keeps_what_it_measured_in_either_scope(scope, breakpoints, search):
+    x = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    quantizer = PWLQWeight(4, site(x), scope=scope, breakpoints=breakpoints, search=search).eval()
+    measured = quantizer(x)
+    quantizer.fit_weights(x)
+    assert torch.equal(quantizer(x), measured)
+    counts = {len(value) for value in quantizer.fitted().values()}
+    assert counts == {6 if scope == "channel" else 1}
+    # A layer's values are those of its weights as one channel.
+    flat = PWLQWeight(4, site(x.reshape(1, -1)), scope="channel", breakpoints=breakpoints, search=search).eval()
+    flat.fit_weights(x.reshape(1, -1))
+    if scope == "layer":
+        torch.testing.assert_close(flat(x.reshape(1, -1)).reshape(x.shape), measured)
+
+
 def test_a_perturbed_breakpoint_moves_by_its_share():
     x = weights(64)
     plain, moved = (PWLQWeight(4, site(x), perturbation=share, seed=3) for share in (0.0, 0.1))
