@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qexp.data import cache
 from qexp.data.augment import AUGMENTATIONS
@@ -170,62 +171,22 @@ class ArraySource(DataSource):
         pixels = self._pixels("train", device)
         return ArrayBatches(pixels, plan, self.augment, self.padding, channels_last)
 
-    def validation_batches(
-        self,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-    ) -> ArrayBatches | None:
-        """Return the samples set apart for choosing: the set's own `val` split, else the carved share; or None."""
-        split = "val" if "val" in self.splits else "train"
-        rows = np.arange(len(self.splits["val"].labels)) if split == "val" else self._training_rows()[1]
-        if not len(rows):
-            return None
-        return self._evaluation(split, rows, batch_size, device, rank, world_size, channels_last)
+    def test_size(self) -> int:
+        """Return the number of test samples."""
+        return len(self.splits["test"].labels)
 
-    def test_batches(
-        self,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-    ) -> ArrayBatches:
-        """Return the test split, every sample once, in its own order, not augmented."""
-        rows = np.arange(len(self.splits["test"].labels))
-        return self._evaluation("test", rows, batch_size, device, rank, world_size, channels_last)
+    def validation_rows(self) -> tuple[str, Tensor]:
+        """Return the set's own `val` split, else the share carved from the training samples."""
+        if "val" in self.splits:
+            return "val", torch.arange(len(self.splits["val"].labels))
+        return "train", torch.from_numpy(self._training_rows()[1])
 
-    def training_samples(
-        self,
-        count: int,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-        seed: int | None = None,
-    ) -> ArrayBatches:
-        """Return `count` of the training samples, not augmented: a random draw, or each class with its share."""
-        rows = pick(self.splits["train"].labels, self._training_rows()[0], count, seed)
-        return self._evaluation("train", rows, batch_size, device, rank, world_size, channels_last)
+    def chosen_rows(self, count: int, seed: int | None) -> Tensor:
+        """Return a random draw, or each class with its share."""
+        return torch.from_numpy(pick(self.splits["train"].labels, self._training_rows()[0], count, seed))
 
-    def _evaluation(
-        self,
-        split: str,
-        rows: np.ndarray,
-        batch_size: int | None,
-        device: torch.device | str,
-        rank: int,
-        world_size: int,
-        channels_last: bool,
-    ) -> ArrayBatches:
-        size = self.eval_batch_size if batch_size is None else batch_size
-        plan = Plan(torch.from_numpy(rows), size, rank=rank, world_size=world_size)
+    def unaugmented(self, split: str, plan: Plan, device: torch.device | str, channels_last: bool) -> ArrayBatches:
+        """Return the samples of a split that `plan` names, from memory."""
         return ArrayBatches(self._pixels(split, device), plan, channels_last=channels_last)
 
     def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from qexp.data.batches import Batches
+from qexp.data.batches import Batches, Plan
 
 
 class DataSource(ABC):
@@ -74,7 +75,6 @@ class DataSource(ABC):
     ) -> Batches:
         """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
 
-    @abstractmethod
     def validation_batches(
         self,
         batch_size: int | None,
@@ -85,8 +85,12 @@ class DataSource(ABC):
         channels_last: bool = True,
     ) -> Batches | None:
         """Return the samples set apart for choosing, not augmented; None when there are none."""
+        split, rows = self.validation_rows()
+        if not len(rows):
+            return None
+        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        return self.unaugmented(split, plan, device, channels_last)
 
-    @abstractmethod
     def test_batches(
         self,
         batch_size: int | None,
@@ -97,8 +101,10 @@ class DataSource(ABC):
         channels_last: bool = True,
     ) -> Batches:
         """Return the test split, every sample once, in its own order, not augmented."""
+        rows = torch.arange(self.test_size())
+        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        return self.unaugmented("test", plan, device, channels_last)
 
-    @abstractmethod
     def training_samples(
         self,
         count: int,
@@ -114,11 +120,33 @@ class DataSource(ABC):
 
         Samples set apart for choosing are not among them: what a network is looked at or calibrated with, so that
         the test split is never touched. With a `seed` they are drawn at random; without one they are always the
-        same, and each class keeps its share.
+        same, and each class keeps its share where samples have one.
 
         Raises:
             DataError: `count` is below 1.
         """
+        rows = self.chosen_rows(count, seed)
+        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        return self.unaugmented("train", plan, device, channels_last)
+
+    def _size(self, batch_size: int | None) -> int:
+        return self.eval_batch_size if batch_size is None else batch_size
+
+    @abstractmethod
+    def test_size(self) -> int:
+        """Return the number of samples of the test split."""
+
+    @abstractmethod
+    def validation_rows(self) -> tuple[str, Tensor]:
+        """Return the split that holds the samples set apart for choosing, and which of its rows they are."""
+
+    @abstractmethod
+    def chosen_rows(self, count: int, seed: int | None) -> Tensor:
+        """Return the rows of the training split that `training_samples` shows."""
+
+    @abstractmethod
+    def unaugmented(self, split: str, plan: Plan, device: torch.device | str, channels_last: bool) -> Batches:
+        """Return the samples of a split that `plan` names, as they are evaluated."""
 
     def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return per channel the lowest and the highest normalised value that an image can have.

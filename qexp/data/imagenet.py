@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qexp.data.base import DataSource, normalisation
 from qexp.data.batches import Batches, Plan
@@ -185,58 +186,24 @@ class ImageNet(DataSource):
         plan = Plan(torch.from_numpy(rows), batch_size, True, shuffle, seed, rank, world_size)
         return self._batches("train", plan, device, self.augment, channels_last)
 
-    def validation_batches(
-        self,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-    ) -> Batches | None:
-        """Return the samples set apart for choosing, not augmented; None when there are none."""
-        _, rows = self._training_rows()
-        if not len(rows):
-            return None
-        plan = Plan(torch.from_numpy(rows), self._size(batch_size), rank=rank, world_size=world_size)
-        return self._batches("train", plan, device, "none", channels_last)
+    def test_size(self) -> int:
+        """Return the number of images of `val`."""
+        return len(self.trees()["test"])
 
-    def test_batches(
-        self,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-    ) -> Batches:
-        """Return `val`, every sample once, centre crops."""
-        rows = torch.arange(len(self.trees()["test"]))
-        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
-        return self._batches("test", plan, device, "none", channels_last)
+    def validation_rows(self) -> tuple[str, Tensor]:
+        """Return the share carved from the training images."""
+        return "train", torch.from_numpy(self._training_rows()[1])
+
+    def chosen_rows(self, count: int, seed: int | None) -> Tensor:
+        """Return a random draw, or each class with its share."""
+        return torch.from_numpy(pick(self.trees()["train"].labels, self._training_rows()[0], count, seed))
+
+    def unaugmented(self, split: str, plan: Plan, device: torch.device | str, channels_last: bool) -> Batches:
+        """Return centre crops of the images of a split that `plan` names."""
+        return self._batches(split, plan, device, "none", channels_last)
 
     def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
         return training_rows(self.trees()["train"].labels, self.validation, self.train_samples)
-
-    def training_samples(
-        self,
-        count: int,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-        seed: int | None = None,
-    ) -> Batches:
-        """Return `count` of the training samples as centre crops: a random draw, or each class with its share."""
-        labels = self.trees()["train"].labels
-        rows = pick(labels, self._training_rows()[0], count, seed)
-        plan = Plan(torch.from_numpy(rows), self._size(batch_size), rank=rank, world_size=world_size)
-        return self._batches("train", plan, device, "none", channels_last)
-
-    def _size(self, batch_size: int | None) -> int:
-        return self.eval_batch_size if batch_size is None else batch_size
 
     def _batches(
         self, split: str, plan: Plan, device: torch.device | str, augment: str, channels_last: bool

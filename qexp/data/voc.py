@@ -5,6 +5,7 @@ Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) Challenge"; http
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import xml.etree.ElementTree as ElementTree
 from abc import abstractmethod
@@ -96,8 +97,9 @@ class VOC(DataSource):
         """Per channel, on the scale 0 ... 1."""
         return self._std
 
+    @functools.cached_property
     def place(self) -> Path:
-        """Return the folder with JPEGImages.
+        """The folder with JPEGImages.
 
         Raises:
             DataError: there is none.
@@ -117,7 +119,7 @@ class VOC(DataSource):
         Raises:
             DataError: no such list, or an empty one.
         """
-        file = self.place() / "ImageSets" / self.folder / f"{self.lists[split]}.txt"
+        file = self.place / "ImageSets" / self.folder / f"{self.lists[split]}.txt"
         if not file.is_file():
             raise DataError(f"{file}: no such list; set dataset.{split}_list to one of those beside it.")
         # Lists of one class have a second column, 1 where the image shows it.
@@ -143,7 +145,7 @@ class VOC(DataSource):
         Raises:
             DataError: one of them is missing.
         """
-        image = self.place() / "JPEGImages" / f"{name}.jpg"
+        image = self.place / "JPEGImages" / f"{name}.jpg"
         annotation = self.annotation(name)
         for file in (image, annotation):
             if not file.is_file():
@@ -175,44 +177,26 @@ class VOC(DataSource):
         """Refuse: nothing is trained on these."""
         raise DataError(f"dataset={self.name}: for qexp ptq and its evaluation; qexp train does not train on it.")
 
-    def validation_batches(self, *arguments: Any, **settings: Any) -> Batches | None:
-        """Return None: none are set apart."""
-        return None
+    def test_size(self) -> int:
+        """Return the number of images of the test list."""
+        return len(self.names("test"))
 
-    def test_batches(
-        self,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-    ) -> Batches:
-        """Return the images of the test list, in its order."""
-        names = self.names("test")
-        plan = Plan(torch.arange(len(names)), batch_size or self.eval_batch_size, rank=rank, world_size=world_size)
-        return _Files(self, names, plan, device, channels_last)
+    def validation_rows(self) -> tuple[str, Tensor]:
+        """Return none: no list is set apart."""
+        return "train", torch.arange(0)
 
-    def training_samples(
-        self,
-        count: int,
-        batch_size: int | None,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = True,
-        seed: int | None = None,
-    ) -> Batches:
-        """Return `count` images of the train list, all where there are fewer; drawn where there is a seed."""
+    def chosen_rows(self, count: int, seed: int | None) -> Tensor:
+        """Return the first of the train list, or a random draw."""
         if count < 1:
             raise DataError(f"{count} samples: at least one is needed.")
-        names = self.names("train")
-        rows = torch.arange(len(names))
+        rows = torch.arange(len(self.names("train")))
         if seed is not None:
-            rows = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
-        plan = Plan(rows[:count], batch_size or self.eval_batch_size, rank=rank, world_size=world_size)
-        return _Files(self, names, plan, device, channels_last)
+            rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        return rows[:count]
+
+    def unaugmented(self, split: str, plan: Plan, device: torch.device | str, channels_last: bool) -> Batches:
+        """Return the images of a list that `plan` names, decoded when it is their turn."""
+        return _Files(self, self.names(split), plan, device, channels_last)
 
 
 class _Files(Batches):
@@ -245,7 +229,7 @@ class VOCSegmentation(VOC):
 
     def annotation(self, name: str) -> Path:
         """Return the mask's file."""
-        return self.place() / "SegmentationClass" / f"{name}.png"
+        return self.place / "SegmentationClass" / f"{name}.png"
 
     def recipe(self) -> str:
         """Say how an image is brought to its size."""
@@ -283,7 +267,7 @@ class VOCDetection(VOC):
 
     def annotation(self, name: str) -> Path:
         """Return the file with the boxes."""
-        return self.place() / "Annotations" / f"{name}.xml"
+        return self.place / "Annotations" / f"{name}.xml"
 
     def recipe(self) -> str:
         """Say how an image is brought to its size."""
