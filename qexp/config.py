@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from qexp.bits import BITS, parse_bits
@@ -51,14 +51,6 @@ LARGEST_SEED = 2**63 - 1
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
 _AFTER_TRAINING = ("calibration", "observer")
-_OPTIONAL = (
-    "gradient_bits",
-    "gradient_form",
-    "normalization",
-    "discretisation",
-    "batch_norm_batches",
-    "decay_by_bits",
-)
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -73,7 +65,17 @@ def parse(plain: Mapping[str, Any]) -> Config:
         plain,
         "",
         errors,
-        (*_REQUIRED, "budget", "explain", "eval", "engine", "names", *_OPTIONAL, *_AFTER_TRAINING),
+        (
+            *_REQUIRED,
+            "budget",
+            "explain",
+            "eval",
+            "engine",
+            "names",
+            "decay_by_bits",
+            *_WHERE_GIVEN,
+            *_AFTER_TRAINING,
+        ),
     )
     root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
@@ -101,22 +103,22 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "engine": _engine(root.node.get("engine"), errors),
         "names": _names(root.node.get("names"), node),
     }
-    if "gradient_bits" in root.node:
-        fields["gradient_bits"] = root.choice("gradient_bits", (None, *BITS[1:-1]))
-    if "gradient_form" in root.node:
-        fields["gradient_form"] = root.choice("gradient_form", ("dorefa", "log"))
-    if "normalization" in root.node:
-        fields["normalization"] = root.choice("normalization", (None, "shift", "shift_authors"))
-    if "batch_norm_batches" in root.node:
-        fields["batch_norm_batches"] = root.optional_integer("batch_norm_batches", 1)
-    if "discretisation" in root.node:
-        fields["discretisation"] = _discretisation(root.target("discretisation"))
+    fields |= {key: read(root) for key, read in _WHERE_GIVEN.items() if key in root.node}
     if "calibration" in root.node:
         fields["calibration"] = _calibration(root.node["calibration"], errors)
         fields["observer"] = root.target("observer")
     if errors:
         raise ConfigError("\n".join(dict.fromkeys(errors)))
     return Config(**fields, plain=dict(plain))
+
+
+_WHERE_GIVEN: dict[str, Callable[[Reader], Any]] = {
+    "gradient_bits": lambda root: root.choice("gradient_bits", (None, *BITS[1:-1])),
+    "gradient_form": lambda root: root.choice("gradient_form", ("dorefa", "log")),
+    "normalization": lambda root: root.choice("normalization", (None, "shift", "shift_authors")),
+    "batch_norm_batches": lambda root: root.optional_integer("batch_norm_batches", 1),
+    "discretisation": lambda root: _discretisation(root.target("discretisation")),
+}
 
 
 _END_RULE = "null for what the method's paper did, a width (1 to 8, 32, or w4a8), or same"

@@ -87,13 +87,13 @@ def _own(planned: Planned) -> bool:
     """Run in this process, which alone locks and writes the folder; False when another has done it meanwhile."""
     from qexp.lit.environment import describe
 
-    network = _network(planned)
+    network, teacher = _network(planned), _teacher(planned)
     with planned.run.lock():
         if planned.run.read_result() is not None:
             return False
         planned.run.prepare(planned.config.plain, planned.identity, describe())
         with recording_failure(planned.run), run_log(planned.run):
-            _train(planned, network)
+            _train(planned, network, teacher)
     return True
 
 
@@ -133,7 +133,7 @@ def _network(planned: Planned) -> Any:
 
 
 def _teacher(planned: Planned) -> Any:
-    """Return the float network whose answers are learned, or None."""
+    """Return the float network whose answers are learned, or None; built before the folder exists, too."""
     from qexp.commands.network import build_float
 
     config = planned.config
@@ -143,7 +143,7 @@ def _teacher(planned: Planned) -> Any:
     return build_float(dataclasses.replace(config, model=model), planned.source).eval().requires_grad_(False)
 
 
-def _train(planned: Planned, network: Any) -> dict[str, Any]:
+def _train(planned: Planned, network: Any, teacher: Any) -> dict[str, Any]:
     from qexp.lit.evaluate import evaluate
     from qexp.lit.fit import fit
 
@@ -151,7 +151,7 @@ def _train(planned: Planned, network: Any) -> dict[str, Any]:
     run_folder.clear_failure()
     resumed = run_folder.checkpoint.exists()
     print(f"{'going on with' if resumed else 'training'} {run_folder.path}", flush=True)
-    metrics = fit(network, planned.source, config, run_folder, _teacher(planned))
+    metrics = fit(network, planned.source, config, run_folder, teacher)
     seconds, compiled = metrics.pop("train_seconds"), bool(metrics.pop("compiled"))
     metrics |= evaluate(network, planned.source, config, "test")
     figure = _figures(planned, metrics)

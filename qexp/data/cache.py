@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import secrets
-import tempfile
 import time
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ import numpy as np
 
 from qexp.data.splits import Split, Splits
 from qexp.errors import DataError
+from qexp.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +38,6 @@ UNREADABLE = (
     zlib.error,
 )
 """What numpy raises for an archive that is missing, truncated or damaged."""
-
-
-def cache_folder() -> Path:
-    """Return $QEXP_CACHE, or ~/.cache/qexp where it is not set; the folder may not exist yet."""
-    if given := os.environ.get("QEXP_CACHE"):
-        return Path(given)
-    try:
-        return Path.home() / ".cache" / "qexp"
-    except RuntimeError:  # a user without a home folder
-        return Path(tempfile.gettempdir()) / "qexp-cache"
 
 
 def content_digest(files: Sequence[Path], root: Path) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from qexp.data import cache
 from qexp.errors import DataError
+from qexp.paths import cache_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Files with another ending are not images and are passed over, as are names that begin with a dot."""
@@ -133,7 +134,7 @@ def list_images(folder: Path) -> Listing:
         DataError: a folder or file cannot be read.
     """
     place = os.fsencode(folder.absolute())
-    memo = cache.cache_folder() / "listings" / f"{hashlib.sha256(place).hexdigest()[:16]}.npz"
+    memo = cache_folder() / "listings" / f"{hashlib.sha256(place).hexdigest()[:16]}.npz"
     try:
         if (known := _remembered(memo)) is not None and _still_true(place, known):
             return known

@@ -17,9 +17,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from qexp.errors import ConfigError
+from qexp.models.torchvision_models import require_colour
 
 SCORE, OVERLAP, KEPT = 0.001, 0.55, 300
 """torchvision's ssdlite320: least score, overlap that suppresses, boxes kept of a class and of an image."""
+
+_DATA = "dataset=voc_segmentation or voc_detection"
 
 _CENTRE, _SIZE = 10.0, 5.0
 """By what SSD's regression targets are multiplied."""
@@ -48,7 +51,7 @@ class Segmentation(nn.Module):
         architecture: Literal["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"],
     ) -> None:
         super().__init__()
-        _require_colour(architecture, input_shape)
+        require_colour(architecture, input_shape, _DATA)
         make = getattr(torchvision.models.segmentation, architecture)
         network = make(weights=None, weights_backbone=None, num_classes=num_classes)
         self.backbone, self.classifier = network.backbone, network.classifier
@@ -84,7 +87,7 @@ class Detection(nn.Module):
         architecture: Literal["ssdlite320_mobilenet_v3_large"],
     ) -> None:
         super().__init__()
-        _require_colour(architecture, input_shape)
+        require_colour(architecture, input_shape, _DATA)
         if input_shape[1] != input_shape[2]:
             raise ConfigError(f"model {architecture}: it takes squares, not {input_shape[1]}x{input_shape[2]}.")
         make = getattr(torchvision.models.detection, architecture)
@@ -144,11 +147,3 @@ def detections(codes: Tensor, logits: Tensor, anchors: Tensor, side: int) -> dic
     every = [torch.cat(parts) for parts in zip(*found, strict=True)]
     kept = batched_nms(*every, OVERLAP)[:KEPT]
     return dict(zip(("boxes", "scores", "labels"), (each[kept] for each in every), strict=True))
-
-
-def _require_colour(architecture: str, input_shape: tuple[int, int, int]) -> None:
-    if input_shape[0] != 3:
-        raise ConfigError(
-            f"model {architecture}: it takes images with 3 channels and these have {input_shape[0]}; choose"
-            " dataset=voc_segmentation or voc_detection."
-        )

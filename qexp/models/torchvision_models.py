@@ -36,13 +36,8 @@ def classifier(*, input_shape: tuple[int, int, int], num_classes: int, architect
     if architecture not in known:
         hint = did_you_mean(architecture, known)
         raise ConfigError(f"model.architecture={architecture}: torchvision has no such classifier.{hint}")
-    channels, height, width = input_shape
-    if channels != 3:
-        raise ConfigError(
-            f"model {architecture}: it takes images with 3 channels and these have {channels}; choose another "
-            "data set, or a model that follows the data (mlp, resnet20)."
-        )
-    refuse_size(architecture, height, width)
+    require_colour(architecture, input_shape, "another data set, or a model that follows the data (mlp, resnet20)")
+    refuse_size(architecture, *input_shape[1:])
     network = construct(architecture, num_classes)
     network.left_out = LEFT_OUT.get(architecture, ())  # type: ignore[assignment]
     return network
@@ -69,3 +64,12 @@ def refuse_size(architecture: str, height: int, width: int) -> None:
                 f"model {architecture}: it cannot take images of {height}x{width}; resize them, most of "
                 "torchvision's networks were made for 224x224."
             ) from error
+
+
+def require_colour(architecture: str, input_shape: tuple[int, int, int], instead: str) -> None:
+    """Raise ConfigError for images without 3 channels, and say what to choose `instead`."""
+    if input_shape[0] != 3:
+        raise ConfigError(
+            f"model {architecture}: it takes images with 3 channels and these have {input_shape[0]}; choose"
+            f" {instead}."
+        )

@@ -48,6 +48,11 @@ def step_gradient(
     return _StepGradient.apply(step, kept * scale, added)
 
 
+def nearest(x: Tensor, step: Tensor, lowest: int, highest: int) -> Tensor:
+    """Return round(clip(x / step, lowest, highest)) in float32: the integers; their gradient is 0."""
+    return (x.float() / step).clamp_(lowest, highest).round_()
+
+
 def round_to_step(
     x: Tensor,
     step: Tensor,
@@ -71,7 +76,7 @@ def round_to_step(
         masked: False lets the gradient of x pass outside the range too (LLSQ's weights).
     """
     if not torch.is_grad_enabled():
-        return (torch.round((x.float() / step).clamp(lowest, highest)) * step).to(x.dtype)
+        return (nearest(x, step, lowest, highest) * step).to(x.dtype)
     if rounding is ste:
         return _StraightThrough.apply(x, step, lowest, highest, masked)
     u = x.float() / step
@@ -86,7 +91,7 @@ def round_to_step(
 def step_codes(x: Tensor, step: Tensor, lowest: int, highest: int) -> Codes:
     """Return the integers behind `round_to_step`, from 0 (for `lowest`) up."""
     step = step.detach()
-    integers = torch.round((x.detach().float() / step).clamp(lowest, highest)) - lowest
+    integers = nearest(x.detach(), step, lowest, highest) - lowest
     return Codes(integers.int(), uniform_codebook(lowest, highest, step))
 
 
@@ -138,8 +143,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, step: Tensor, lowest: int, highest: int, masked: bool) -> Tensor:
-        u = (x.float() / step).clamp_(lowest, highest).round_()
-        return u.mul_(step).to(x.dtype)
+        return nearest(x, step, lowest, highest).mul_(step).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -122,6 +122,7 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.site = site
         self.rounding = rounding
+        self.real: tuple[nn.Parameter, ...] = ()  # in a tuple: the layer owns it, not this module
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized values of `x`, same shape and dtype, differentiable as the method says."""
@@ -197,7 +198,8 @@ class Quantizer(nn.Module):
             yield ParameterGroup(parameters)
 
     def attach(self, weight: nn.Parameter) -> None:
-        """Take note of the layer's real weights, once, when it is put on them. Default: nothing."""
+        """Take note of the layer's weights, in `real`, once, when it is put on them."""
+        self.real = (weight,)
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return a scalar added to the loss inside the graph, after the forward pass. Default: None."""

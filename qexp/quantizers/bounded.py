@@ -6,24 +6,13 @@ changing the quantized weights.
 
 from __future__ import annotations
 
-from torch import nn
-
-from qexp.ops.rounding import ste
-from qexp.quantizers.base import Quantizer, Rounding, Site
+from qexp.quantizers.base import Quantizer
 
 
 class BoundedWeight(Quantizer):
     """A weight quantizer whose layer's weights are clipped to [-1, 1] after each optimizer step."""
 
-    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
-        super().__init__(bits, site, rounding)
-        self._real: tuple[nn.Parameter, ...] = ()  # in a tuple: the layer owns it, not this module
-
-    def attach(self, weight: nn.Parameter) -> None:
-        """Take note of the layer's weights."""
-        self._real = (weight,)
-
     def after_step(self) -> None:
         """Clip them."""
-        for weight in self._real:
+        for weight in self.real:
             weight.clamp_(-1.0, 1.0)

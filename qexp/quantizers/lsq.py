@@ -17,7 +17,7 @@ from qexp.errors import ConfigError
 from qexp.ops.codes import Codes
 from qexp.ops.oscillation import Oscillation
 from qexp.ops.rounding import ste
-from qexp.ops.steps import limits, round_to_step, scoped_mean, step_codes, step_gradient
+from qexp.ops.steps import limits, nearest, round_to_step, scoped_mean, step_codes, step_gradient
 from qexp.quantizers.base import Description, ParameterGroup, Quantizer, Rounding, Site, scope_shape
 
 FLOOR = 2.0**-10
@@ -70,7 +70,6 @@ class LSQ(Quantizer):
         self.lr_factor = _positive("lr_factor", lr_factor)
         self.weight_decay = weight_decay
         self.freeze_above = freeze_above
-        self._real: tuple[nn.Parameter, ...] = ()
         self.oscillation = self._oscillation()
         self.is_shared = False
         self.step = nn.Parameter(torch.ones(scope_shape(self.scope, site)))
@@ -116,7 +115,7 @@ class LSQ(Quantizer):
         self.step.copy_(torch.where(start > 0, start, start[start > 0].mean()) if start.dim() else start)
         self.floor.copy_(FLOOR * self.step)
         if self.oscillation is not None:
-            self.oscillation.begin(self._integers(x))
+            self.oscillation.begin(nearest(x, self.step, self.lowest, self.highest))
 
     def _oscillation(self) -> Oscillation | None:
         if self.freeze_above is None or self.bits == 32:
@@ -139,19 +138,12 @@ class LSQ(Quantizer):
         """Keep the steps positive."""
         if not self.is_shared:
             torch.maximum(self.step, self.floor, out=self.step)
-
         if self.oscillation is not None:
-            for weight in self._real:
-                self.oscillation.count(self._integers(weight), self.freeze_above)
+            for weight in self.real:
+                integers = nearest(weight, self.step, self.lowest, self.highest)
+                self.oscillation.count(integers, self.freeze_above)
                 held = self.oscillation.integers * self.step
                 weight.copy_(torch.where(self.oscillation.frozen, held, weight))
-
-    def _integers(self, weight: Tensor) -> Tensor:
-        return torch.round((weight.float() / self.step).clamp(self.lowest, self.highest))
-
-    def attach(self, weight: nn.Parameter) -> None:
-        """Take note of the layer's weights, which freezing holds."""
-        self._real = (weight,)  # in a tuple: the layer owns it, not this module
 
     def share(self, other: Quantizer) -> None:
         """Take over the step of `other`, which starts it and keeps it positive."""

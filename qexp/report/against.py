@@ -54,9 +54,7 @@ def partner(group: Group, groups: Sequence[Group], wanted: Mapping[str, str]) ->
     found = [
         other
         for other in groups
-        if all(str(other.first.get(name)) == value for name, value in wanted.items())
-        and other.first.bits == group.first.bits
-        and other.first.baseline_key() == key
+        if other.is_as(wanted) and other.first.bits == group.first.bits and other.first.baseline_key() == key
     ]
     if len(found) > 1:
         names = " and ".join(other.first.run.path.name for other in found[:2])
@@ -70,8 +68,7 @@ def paired(group: Group, other: Group) -> Paired | None:
 
     The p-value is that of |mean| / (s / sqrt(n)) under Student's t with n - 1 degrees of freedom.
     """
-    base = other.by_seed
-    differences = [value - base[seed] for seed, value in group.by_seed.items() if seed in base]
+    differences = group.minus(other)
     if not differences:
         return None
     summary = summarize(differences)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qexp.errors import ConfigError, did_you_mean
@@ -53,6 +53,15 @@ class Group:
     def by_seed(self) -> dict[int | None, float]:
         """The value of each seed."""
         return {member.seed: value for member, value in zip(self.members, self.values, strict=True)}
+
+    def minus(self, other: Group) -> list[float]:
+        """Return its values minus those of `other`, for each seed that both have."""
+        base = other.by_seed
+        return [value - base[seed] for seed, value in self.by_seed.items() if seed in base]
+
+    def is_as(self, wanted: Mapping[str, str]) -> bool:
+        """Say whether its runs have these values, by key."""
+        return all(str(self.first.get(key)) == value for key, value in wanted.items())
 
 
 def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = None) -> list[Group]:
@@ -220,7 +229,6 @@ def baseline_difference(group: Group, floats: Sequence[Group]) -> Summary | None
     wanted = group.first.baseline_key()
     for candidate in floats:
         if candidate.first.is_float and candidate.first.baseline_key() == wanted:
-            base = candidate.by_seed
-            pairs = [value - base[seed] for seed, value in group.by_seed.items() if seed in base]
-            return summarize(pairs) if pairs else None
+            differences = group.minus(candidate)
+            return summarize(differences) if differences else None
     return None

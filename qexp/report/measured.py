@@ -202,7 +202,7 @@ def _compare(
     records: Sequence[dict[str, object]],
 ) -> None:
     """Add each group's paired comparison to its row and record."""
-    if groups and not any(all(str(g.first.get(k)) == v for k, v in against.items()) for g in groups):
+    if groups and not any(group.is_as(against) for group in groups):
         wanted = ", ".join(f"{key}={value}" for key, value in against.items())
         raise ConfigError(f"--against: no finished run has {wanted}.")
     for group, row, record in zip(groups, rows, records, strict=True):

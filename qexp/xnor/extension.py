@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qexp.errors import ConfigError
+from qexp.paths import cache_folder
 
 SOURCES = ("kernel.cpp", "binding.cpp")
 _FOLDER = Path(__file__).parent
@@ -24,12 +25,11 @@ class NoCompilerError(ConfigError):
     """The kernel cannot be built here; the message says what is missing."""
 
 
-def cache_folder() -> Path:
+def build_folder() -> Path:
     """Return where this kernel's build is kept: one folder for each version of its sources and of torch."""
     content = b"".join((_FOLDER / name).read_bytes() for name in ("kernel.h", *SOURCES))
     version = hashlib.sha256(content + torch.__version__.encode()).hexdigest()[:12]
-    root = os.environ.get("QEXP_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "qexp" / f"xnor-{version}"
+    return cache_folder() / f"xnor-{version}"
 
 
 def native() -> Any:
@@ -62,7 +62,7 @@ def _build() -> Any:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's loader, about compilers it has not tried
-        return _load(cache_folder())
+        return _load(build_folder())
 
 
 def _load(folder: Path) -> Any:
