@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qexp.layers import QUANTIZED_LAYERS
+from qexp.layers.quantized import QUANTIZED_LAYERS
 from qexp.plan import Plan
 from qexp.quantizers.base import Quantizer
 from qexp.tracing import input_node, layer_calls, relu_sites

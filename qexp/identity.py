@@ -25,6 +25,7 @@ _LATER: dict[str, dict[str, tuple[object, ...]]] = {
         "distillation": (0, 0.0),
         "temperature": (1, 1.0),
         "teacher": (None,),
+        "gradient_clip": (None,),
     },
     "qexp.lit.optimizers.adam": {"update_scale": ("none",)},
     "qexp.data.digits.Digits": {"shape": (None, [1, 8, 8])},

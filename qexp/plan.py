@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from qexp.errors import ConfigError
+from qexp.layers.recurrence import Recurrence
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.image import ImageGrid
 from qexp.scheme import Factory, Scheme, Setting, layer_settings, site_setting
@@ -74,7 +75,7 @@ def make_plan(model: nn.Module, scheme: Scheme, input_shape: Shape) -> Plan:
     Args:
         model: a float network that torch.fx can trace.
         scheme: method, bits and rules.
-        input_shape: one sample's (C, H, W).
+        input_shape: of one sample, (C, H, W) or (steps,).
 
     Raises:
         ConfigError: the network cannot be traced or does not take that shape, a rule matches nothing, or the
@@ -130,12 +131,14 @@ def _plan_layers(
     for name, calls in layer_calls(graph).items():
         layer, setting = graph.get_submodule(name), settings[name]
         made_by = [source for call in calls for source in sources(graph, call)]
+        produced = shapes[calls[0].name]
         plan = LayerPlan(
             name,
             type(layer).__name__,
             tuple(layer.weight.shape),  # type: ignore[arg-type]
-            shapes[input_node(calls[0]).name],
-            shapes[calls[0].name],
+            # A recurrent layer reads its own output, and is called with what the inputs contribute.
+            produced if isinstance(layer, Recurrence) else shapes[input_node(calls[0]).name],
+            shapes[input_node(calls[0]).name] if isinstance(layer, Recurrence) else produced,
             groups=getattr(layer, "groups", 1),
             bias=layer.bias is not None,
             fed_by=list(dict.fromkeys(relus[source] for source in made_by if source in relus)),
@@ -157,7 +160,9 @@ def _plan_input(
 ) -> None:
     """Give the layer an input quantizer where nothing before it quantizes, and note what stays float and why."""
     signed = not all(nonnegative(graph, source) for source in made_by)
-    site = Site(f"{plan.name}.input", "input", plan.input_shape, signed=signed)
+    # A linear layer reads the last axis alone; axes before it (the steps of a sequence) are positions.
+    shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
+    site = Site(f"{plan.name}.input", "input", shape, signed=signed)
     by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by))
     if any(source.op == "placeholder" for source in made_by):
         plan.input = _image_grid(setting, site, scheme)

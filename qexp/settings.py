@@ -164,10 +164,15 @@ class Config:
     @property
     def first_bits(self) -> tuple[int, int]:
         """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
-        if self.bits.first or self.first_last or "image" not in self.quantizer:
+        if self.bits.first or self.first_last or "image" not in self.quantizer or self.reads_text:
             return self.bits.first or self._end_bits()
         weight, activation = self._end_bits()
         return weight, 32 if activation == 32 else self.quantizer["image"]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the first layer reads vectors looked up for tokens, where else it reads an image."""
+        return "sequence_length" in self.dataset
 
     @property
     def last_bits(self) -> tuple[int, int]:

@@ -20,8 +20,11 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape[1:])
+        first = (
+            value[0] if isinstance(value, tuple) and value else value
+        )  # a recurrent layer's outputs, then state
+        if isinstance(first, Tensor):
+            self.shapes[n.name] = tuple(first.shape[1:])
         return value
 
 
@@ -30,7 +33,7 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
 
     Args:
         graph: a traced network; it is copied to the meta device, so nothing is computed or changed.
-        input_shape: one sample's (C, H, W).
+        input_shape: one sample's (C, H, W), or the (steps,) of a sequence of tokens.
 
     Raises:
         ConfigError: the network cannot take inputs of that shape.
@@ -40,14 +43,21 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
     recorder = _Recorder(copy.deepcopy(graph, without_data))
     try:
         # Two samples: batch normalization in training mode refuses one value per channel.
-        recorder.run(torch.empty(2, *input_shape, device="meta"))
+        recorder.run(torch.empty(2, *input_shape, dtype=_dtype(graph), device="meta"))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"the network does not take inputs of {tuple(input_shape)} (C, H, W): {reason}. "
+            f"the network does not take inputs of {tuple(input_shape)}: {reason}. "
             "Choose a data set of the size it was made for, or another model."
         ) from error
     return recorder.shapes
+
+
+def _dtype(graph: fx.GraphModule) -> torch.dtype:
+    """Whole numbers for what is looked up in a table, else float32."""
+    called = [node for node in graph.graph.nodes if node.op == "call_module"]
+    looked_up = [node for node in called if isinstance(graph.get_submodule(str(node.target)), nn.Embedding)]
+    return torch.long if any(node.args[0].op == "placeholder" for node in looked_up) else torch.float32
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qexp.errors import ConfigError
-from qexp.layers import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
-from qexp.normalization import ShiftBatchNorm
+from qexp.layers.normalization import ShiftBatchNorm
+from qexp.layers.quantized import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
+from qexp.layers.recurrence import Recurrence
 from qexp.quantizers.base import Quantizer
 
 RELU_MODULES = (nn.ReLU, nn.ReLU6)
@@ -61,8 +62,8 @@ class _Tracer(fx.Tracer):
     stopped_in = ""  # the innermost module whose forward pass failed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        quantized = isinstance(m, (Quantizer, QuantConv2d, QuantLinear, ShiftBatchNorm))
-        return quantized or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, (Quantizer, QuantConv2d, QuantLinear, Recurrence, ShiftBatchNorm))
+        return own or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -27,7 +27,6 @@ BESIDE = {
     "files": 0,
     "forkserver": 0,
     "shapes": 1,
-    "normalization": 3,
     "tracing": 3,
     "plan": 3,
     "scheme": 3,

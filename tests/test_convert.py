@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
 from qexp.models.torchvision_models import classifier
 from qexp.quantizers.base import named_quantizers

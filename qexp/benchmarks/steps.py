@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qexp.build import build
 from qexp.config import Config
-from qexp.data.base import DataSource, normalisation
+from qexp.data.base import ImageSource, normalisation
 from qexp.data.batches import ArrayBatches, Pixels, Plan
 from qexp.lit import compiling
 from qexp.lit.evaluate import device_of
@@ -26,7 +26,7 @@ _TOTAL_STEPS = 10_000
 """Of the schedule; a benchmark sees its first steps alone."""
 
 
-def random_batches(source: DataSource, batch_size: int, samples: int, device: torch.device) -> ArrayBatches:
+def random_batches(source: ImageSource, batch_size: int, samples: int, device: torch.device) -> ArrayBatches:
     """Return training batches of random images in the shape, statistics and augmentation of `source`.
 
     Nothing of the data set is read where its shape and classes are known without.
@@ -56,7 +56,7 @@ class TrainingStep:
     """
 
     def __init__(
-        self, network: nn.Module, config: Config, source: DataSource, precision: str, *, compiled: bool
+        self, network: nn.Module, config: Config, source: ImageSource, precision: str, *, compiled: bool
     ) -> None:
         self.device = device_of(config)
         self.precision = precision

@@ -18,7 +18,7 @@ from qexp.benchmarks.steps import (
 )
 from qexp.config import Config
 from qexp.data.arrays import ArraySource
-from qexp.data.base import DataSource
+from qexp.data.base import ImageSource
 from qexp.lit import compiling
 from qexp.lit.evaluate import device_of
 
@@ -47,8 +47,8 @@ class Contest:
     name: str
     config: Config
     float_config: Config
-    source: DataSource
-    network: Callable[[Config, DataSource], torch.nn.Module]
+    source: ImageSource
+    network: Callable[[Config, ImageSource], torch.nn.Module]
     precision: str
     rounds: int
     say: Callable[[str], None] = lambda text: None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qexp.benchmarks.measure import Measure, in_turns, milliseconds, ratios, spread
 from qexp.convert import quantize_model
-from qexp.layers import QuantConv2d
+from qexp.layers.quantized import QuantConv2d
 from qexp.models.qnn import QNNMLP
 from qexp.plan import make_plan
 from qexp.quantizers.base import Site

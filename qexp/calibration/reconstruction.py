@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.errors import ConfigError
-from qexp.layers import float_output
+from qexp.layers.quantized import float_output
 from qexp.ops.soft_rounding import annealed, inverse, rectified_sigmoid, rounding_penalty
 from qexp.plan import LayerPlan, Plan
 from qexp.quantizers.adaround import AdaRoundWeight

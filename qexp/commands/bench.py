@@ -24,7 +24,7 @@ from qexp.runs import atomic_write
 
 if TYPE_CHECKING:
     from qexp.benchmarks.training import Contest
-    from qexp.data.base import DataSource
+    from qexp.data.base import ImageSource
 
 FORMS = ("terminal", "markdown", "json")
 PRECISIONS = ("float32", "bfloat16")
@@ -194,13 +194,14 @@ def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Itera
     """Yield each quantizer in each precision, against the float network of the same recipe."""
     from qexp.benchmarks.training import Contest
     from qexp.build import build
-    from qexp.commands.network import build_network
+    from qexp.commands.network import build_network, refuse_text
 
     weight, activation = parse_bits(arguments.bits, "--bits")
     shared = [f"model={arguments.model}", f"batch_size={arguments.batch_size}", f"bits={arguments.bits}"]
     shared += [f"trainer.device={arguments.device}", "experiment.name=bench"]
     float_config = composed(*shared, "quantizer=none")
-    source: DataSource = build(float_config.dataset)
+    refuse_text(float_config, "qexp bench measures")
+    source: ImageSource = build(float_config.dataset)
     for name in arguments.quantizer:
         config = composed(*shared, f"quantizer={name}")
         for precision in arguments.precision:

@@ -84,7 +84,7 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
     readers = (
         [layer.input] if layer.input is not None else [quantizer for quantizer in fed if quantizer is not None]
     )
-    macs = (linear_macs if layer.kind == "Linear" else convolution_macs)(layer.weight_shape, layer.output_shape)
+    macs = (convolution_macs if layer.kind == "Conv2d" else linear_macs)(layer.weight_shape, layer.output_shape)
     parameters = 1
     for side in layer.weight_shape:
         parameters *= side

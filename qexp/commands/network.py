@@ -21,13 +21,21 @@ from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError
+from qexp.layers.normalization import shifted
 from qexp.models.weights import load_weights
-from qexp.normalization import shifted
 from qexp.ops.discretisation import Discretisation
 from qexp.plan import Plan, make_plan
 from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.gradient import GradientQuantizer
 from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
+
+
+def refuse_text(config: Config, what: str) -> None:
+    """Raise ConfigError where a network of tokens is asked for something that is made for images."""
+    if config.reads_text:
+        raise ConfigError(
+            f"{what} networks that read images, not yet those that read a text (model={config.names['model']})."
+        )
 
 
 def build_float(config: Config, source: DataSource) -> nn.Module:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from qexp.commands.network import refuse_text
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError, TrainingError
@@ -23,6 +24,7 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
         CheckpointError: `engine.load` is no packed checkpoint of this network.
         TrainingError: the proof fails: a bug of the kernel, or a processor that computes otherwise.
     """
+    refuse_text(config, "engine=xnor runs")
     network.eval()
     weights = None
     if config.engine.load is not None:

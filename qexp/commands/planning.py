@@ -53,7 +53,7 @@ class Planned:
             "status": "done",
             "metrics": metrics,
             "primary_metric": self.primary_metric,
-            "higher_is_better": True,
+            "higher_is_better": self.source.higher_is_better,
             **{name: metrics[name] for name in ("test_accuracy",) if name in metrics},
             "seed": self.config.seed,
             "config_digest": config_digest(self.config),

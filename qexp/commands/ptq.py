@@ -86,9 +86,10 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         InUseError: another process makes this run now.
         QexpError: a mistake; the run's folder says why.
     """
-    from qexp.commands.network import calibrated_network
+    from qexp.commands.network import calibrated_network, refuse_text
     from qexp.lit.environment import describe
 
+    refuse_text(config, "qexp ptq quantizes")
     planned = plan(config)
     if dry_run:
         return planned.preview()

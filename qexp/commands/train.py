@@ -121,11 +121,12 @@ def _launch(planned: Planned) -> None:
 
 
 def _network(planned: Planned) -> Any:
-    """Build the network before the folder exists: a mistake in it leaves nothing behind."""
+    """Build the network before the folder exists: a mistake in it or in the data leaves nothing behind."""
     from qexp.commands.network import build_network
     from qexp.lit.fit import check
     from qexp.lit.start import seed_everything
 
+    planned.source.check()
     seed_everything(planned.config.seed)
     network = build_network(planned.config, planned.source)
     check(network, planned.config, planned.run)

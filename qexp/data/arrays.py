@@ -11,14 +11,14 @@ from torch import Tensor
 
 from qexp.data import cache
 from qexp.data.augment import AUGMENTATIONS
-from qexp.data.base import DataSource, normalisation
+from qexp.data.base import ImageSource, normalisation
 from qexp.data.batches import ArrayBatches, Pixels, Plan
 from qexp.data.checks import check_common, check_statistics, check_whole
 from qexp.data.splits import Split, Splits, check_labels, pick, training_rows
 from qexp.errors import DataError
 
 
-class ArraySource(DataSource):
+class ArraySource(ImageSource):
     """What the sets in memory share. A data set says which files it is made of and how they are decoded.
 
     Args:

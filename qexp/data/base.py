@@ -20,42 +20,30 @@ class DataSource(ABC):
 
     Attributes:
         name: short name, part of every run's name.
-        shape: (channels, height, width) of one image as the network sees it.
+        shape: of one sample as the network sees it, (channels, height, width) of an image.
         num_classes: number of classes; labels are 0 ... num_classes - 1.
-        mean, std: per-channel statistics of the images on the scale 0 ... 1; normalised = (image - mean) / std.
-        peak: the pixel value that stands for 1.0 (white).
-        eval_batch_size: batch size of validation and test where the caller names none.
     """
 
     task: ClassVar[str] = "classification"
     """What its labels are for; a network says the same of its outputs."""
 
-    primary_metric: ClassVar[str] = "accuracy"
+    primary_metric: str = "accuracy"
     """The number that an evaluation is known by."""
 
+    higher_is_better: ClassVar[bool] = True
+    """Whether that number grows as networks get better."""
+
     name: str
-    peak: int = 255
-    eval_batch_size: int
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
 
     @property
     @abstractmethod
     def num_classes(self) -> int:
         """Number of classes."""
-
-    @property
-    @abstractmethod
-    def mean(self) -> tuple[float, ...]:
-        """Per-channel mean, images on the scale 0 ... 1."""
-
-    @property
-    @abstractmethod
-    def std(self) -> tuple[float, ...]:
-        """Per-channel standard deviation, images on the scale 0 ... 1."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -75,6 +63,7 @@ class DataSource(ABC):
     ) -> Batches:
         """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
 
+    @abstractmethod
     def validation_batches(
         self,
         batch_size: int | None,
@@ -85,12 +74,8 @@ class DataSource(ABC):
         channels_last: bool = True,
     ) -> Batches | None:
         """Return the samples set apart for choosing, not augmented; None when there are none."""
-        split, rows = self.validation_rows()
-        if not len(rows):
-            return None
-        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
-        return self.unaugmented(split, plan, device, channels_last)
 
+    @abstractmethod
     def test_batches(
         self,
         batch_size: int | None,
@@ -101,10 +86,8 @@ class DataSource(ABC):
         channels_last: bool = True,
     ) -> Batches:
         """Return the test split, every sample once, in its own order, not augmented."""
-        rows = torch.arange(self.test_size())
-        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
-        return self.unaugmented("test", plan, device, channels_last)
 
+    @abstractmethod
     def training_samples(
         self,
         count: int,
@@ -125,6 +108,89 @@ class DataSource(ABC):
         Raises:
             DataError: `count` is below 1.
         """
+
+    def check(self) -> None:
+        """Read the data as far as that finds mistakes early; called before a run's folder is made.
+
+        Raises:
+            DataError: what is there cannot be trained on.
+        """
+        self.digest()
+
+    def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return by channel the lowest and the highest value of an input; None where it is no number."""
+        return None
+
+
+class ImageSource(DataSource):
+    """What sets of images share: their statistics, and how the splits are served.
+
+    Attributes:
+        mean, std: per-channel statistics of the images on the scale 0 ... 1; normalised = (image - mean) / std.
+        peak: the pixel value that stands for 1.0 (white).
+        eval_batch_size: batch size of validation and test where the caller names none.
+    """
+
+    peak: int = 255
+    eval_batch_size: int
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean, images on the scale 0 ... 1."""
+
+    @property
+    @abstractmethod
+    def std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation, images on the scale 0 ... 1."""
+
+    def validation_batches(
+        self,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches | None:
+        """Return the rows of `validation_rows`."""
+        split, rows = self.validation_rows()
+        if not len(rows):
+            return None
+        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        return self.unaugmented(split, plan, device, channels_last)
+
+    def test_batches(
+        self,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> Batches:
+        """Return all `test_size` rows."""
+        rows = torch.arange(self.test_size())
+        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        return self.unaugmented("test", plan, device, channels_last)
+
+    def training_samples(
+        self,
+        count: int,
+        batch_size: int | None,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+        seed: int | None = None,
+    ) -> Batches:
+        """Return the rows of `chosen_rows`."""
         rows = self.chosen_rows(count, seed)
         plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
         return self.unaugmented("train", plan, device, channels_last)

@@ -10,7 +10,7 @@ import secrets
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -113,6 +113,11 @@ def splits_digest(splits: Splits) -> str:
             total.update(f"{name} {array.dtype} {array.shape}\n".encode())
             total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
+
+
+def text_digest(texts: Mapping[str, str]) -> str:
+    """Return the sha256 over names and texts."""
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def load_splits(file: Path) -> Splits | None:

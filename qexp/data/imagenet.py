@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qexp.data.base import DataSource, normalisation
+from qexp.data.base import ImageSource, normalisation
 from qexp.data.batches import Batches, Plan
 from qexp.data.checks import check_common, check_statistics, check_whole
 from qexp.data.crops import CROPS
@@ -27,7 +27,7 @@ from qexp.errors import DataError
 MOST_WORKERS = 16
 
 
-class ImageNet(DataSource):
+class ImageNet(ImageSource):
     """ImageNet, or any tree of the same form that is too large for memory; `val` is the test split.
 
     `train` has a folder for each class. `val` has the same folders, or all images loose in it (as

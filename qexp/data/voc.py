@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from qexp.data import images
-from qexp.data.base import DataSource, normalisation
+from qexp.data.base import ImageSource, normalisation
 from qexp.data.batches import Batches, Plan
 from qexp.data.checks import check_statistics, check_whole
 from qexp.errors import DataError
@@ -34,7 +34,7 @@ VOID = 255
 """In a mask: borders and what is hard to tell; it counts for nothing. Padding is as well."""
 
 
-class VOC(DataSource):
+class VOC(ImageSource):
     """The images of two lists, one to calibrate on and one to evaluate on, decoded as they are asked for.
 
     Args:

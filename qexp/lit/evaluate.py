@@ -58,7 +58,8 @@ def move(network: nn.Module, source: DataSource, config: Config) -> tuple[torch.
 def evaluate(network: nn.Module, source: DataSource, config: Config, split: str = "test") -> dict[str, float]:
     """Return `<split>_loss` and `<split>_accuracy` of `network`, in float32 and without compiling.
 
-    Of a segmentation it is `<split>_miou`, of a detection `<split>_map`.
+    Of a segmentation it is `<split>_miou`, of a detection `<split>_map`, of a text `<split>_perplexity` or
+    `<split>_bits_per_character`.
 
     `<split>_accuracy_top5` comes with them where `measure` gives it. The network's modes and its place are left as
     they were found.
@@ -77,12 +78,17 @@ def evaluate(network: nn.Module, source: DataSource, config: Config, split: str 
     if batches is None:
         raise ConfigError("split=validation: the data set keeps none; set dataset.validation to a share above 0.")
     prefix = "test" if split == "test" else "val"
-    return {f"{prefix}_{name}": value for name, value in _measured(network, batches, device, source).items()}
+    return {f"{prefix}_{name}": value for name, value in measured(network, batches, device, source).items()}
 
 
-def _measured(network: nn.Module, batches: Batches, device: torch.device, source: DataSource) -> dict[str, float]:
+def measured(network: nn.Module, batches: Batches, device: torch.device, source: DataSource) -> dict[str, float]:
+    """Return the metrics of a source's task over `batches`, by name without the split."""
     if source.task == "classification":
         return measure(network, batches, device)
+    if source.task == "language_modelling":
+        from qexp.lit.language import language
+
+        return language(network, batches, device, characters=source.primary_metric == "bits_per_character")
     from qexp.lit import dense_metrics  # with torchmetrics, which other tasks do without
 
     if source.task == "segmentation":

@@ -17,7 +17,7 @@ from qexp.lit import compiling, world
 from qexp.lit.alphas import AlphaLog
 from qexp.lit.batch_norm import Reestimation, require
 from qexp.lit.checkpoint import KEY, CheckpointWriter, check_fits, read_checkpoint
-from qexp.lit.evaluate import device_of, measure
+from qexp.lit.evaluate import device_of, measured
 from qexp.lit.optimizers import parameter_groups
 from qexp.lit.position import EpochBatches
 from qexp.lit.progress import ProgressLines
@@ -173,7 +173,7 @@ def _sources(source: DataSource, config: Config, device: torch.device) -> list[S
 
     def validate(trainer: pl.Trainer, module: Classification) -> dict[str, float]:
         world.agree_on_buffers(module.network)
-        found = measure(module.network, validation, module.device)
+        found = measured(module.network, validation, module.device, source)
         return {f"val_{name}": value for name, value in found.items()}
 
     return [validate]

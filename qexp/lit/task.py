@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qexp.errors import ConfigError, TrainingError
 from qexp.lit import world
+from qexp.lit.language import perplexity
 from qexp.lit.losses import distillation_loss, refuse_smoothing, supervised_loss
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
@@ -21,6 +22,9 @@ from qexp.quantizers.base import Quantizer, named_quantizers
 
 STATISTICS = ("loss", "correct", "penalty")
 """What a step reports, each summed over the batch's samples."""
+
+STATE = "recurrent_state"
+"""Key of a checkpoint."""
 
 
 def classification_step(
@@ -56,11 +60,54 @@ def classification_step(
     """
     logits = network(images).float()
     data_loss = supervised_loss(logits, labels, loss_name, label_smoothing)
-    loss = data_loss
+    taught = None
     if teacher is not None:
         with torch.no_grad():
             wanted = teacher(images).float()
-        loss = loss + distillation * distillation_loss(logits, wanted, temperature)
+        taught = distillation * distillation_loss(logits, wanted, temperature)
+    return objective(logits, labels, data_loss, quantizers, penalized, lambda_alpha, taught)
+
+
+def language_step(
+    network: nn.Module,
+    tokens: Tensor,
+    targets: Tensor,
+    state: Tensor | None,
+    quantizers: Sequence[Quantizer],
+    penalized: Sequence[nn.Parameter],
+    lambda_alpha: float,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss and the statistics of one batch of windows, and the state behind them, detached.
+
+    Args:
+        tokens, targets: (N, steps), int64.
+        state: that the windows before left behind; None at the beginning of the text.
+
+    The others, and the loss, are those of `classification_step`; every token counts as a sample.
+    """
+    logits, after = network(tokens, state)
+    logits, labels = logits.flatten(0, 1).float(), targets.flatten()
+    data_loss = supervised_loss(logits, labels, "cross_entropy", label_smoothing)
+    return *objective(logits, labels, data_loss, quantizers, penalized, lambda_alpha), after.detach()
+
+
+def objective(
+    logits: Tensor,
+    labels: Tensor,
+    data_loss: Tensor,
+    quantizers: Sequence[Quantizer],
+    penalized: Sequence[nn.Parameter],
+    lambda_alpha: float,
+    taught: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return `data_loss` plus those of a teacher (None: without) and of the quantizers, and `STATISTICS`.
+
+    Args:
+        logits: (N, classes), float32.
+        labels: (N,).
+    """
+    loss = data_loss if taught is None else data_loss + taught
     for quantizer in quantizers:
         extra = quantizer.auxiliary_loss()
         if extra is not None:
@@ -87,6 +134,7 @@ class Classification(pl.LightningModule):
         loss: what training minimizes; `qexp.lit.losses` has them.
         distillation: weight of the loss against the answers of a float network, beside the data's; 0 for none.
         temperature: that both networks' logits are divided by for it.
+        gradient_clip: the largest norm of all gradients together; None does not clip them.
         teacher: the float network's checkpoint or run; None: the one that training starts from, model.weights.
         teacher_network: the network itself, whoever made it.
 
@@ -106,6 +154,7 @@ class Classification(pl.LightningModule):
         loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy",
         distillation: float = 0.0,
         temperature: float = 1.0,
+        gradient_clip: float | None = None,
         teacher: str | None = None,
         teacher_network: nn.Module | None = None,
     ) -> None:
@@ -120,7 +169,10 @@ class Classification(pl.LightningModule):
             )
         if teacher is not None and not distillation:
             raise ConfigError(f"task.teacher={teacher}: nobody is taught with task.distillation=0; set a weight.")
+        if gradient_clip is not None and not 0.0 < gradient_clip < math.inf:
+            raise ConfigError(f"task.gradient_clip={gradient_clip}: a norm above 0, or null.")
         self.distillation, self.temperature = distillation, temperature
+        self.gradient_clip = gradient_clip
         # In a tuple, so that it is no part of this module: neither trained nor saved.
         self._teacher = (teacher_network.eval(),) if teacher_network is not None and distillation else ()
         self.network = network
@@ -130,7 +182,7 @@ class Classification(pl.LightningModule):
         self.total_steps = total_steps
         self.lambda_alpha = lambda_alpha
         self.label_smoothing = label_smoothing
-        self.step: Callable[..., tuple[Tensor, Tensor]] = classification_step
+        self.step: Callable[..., Any] = classification_step
         self.memory_format = torch.contiguous_format
         quantizers = [quantizer for _, quantizer in named_quantizers(network)]
         self.auxiliary = [q for q in quantizers if _overrides(q, "auxiliary_loss")]
@@ -143,9 +195,8 @@ class Classification(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch; its statistics stay on the device until someone reads them."""
+        self._progress()
         images, labels = batch
-        for rounding in self._roundings:
-            rounding.progress(min(self.global_step / self.total_steps, 1.0))
         images = images.contiguous(memory_format=self.memory_format)
         loss, statistics = self.step(
             self.network,
@@ -160,8 +211,15 @@ class Classification(pl.LightningModule):
             self.distillation,
             self.temperature,
         )
+        return self._counted(loss, statistics, labels)
+
+    def _progress(self) -> None:
+        for rounding in self._roundings:
+            rounding.progress(min(self.global_step / self.total_steps, 1.0))
+
+    def _counted(self, loss: Tensor, statistics: Tensor, labels: Tensor) -> Tensor:
         self.totals += statistics
-        self.samples += labels.shape[0]
+        self.samples += labels.numel()
         bad = torch.where(torch.isfinite(loss.detach()), float("inf"), float(self.global_step + 1))
         self.first_bad_step = torch.minimum(self.first_bad_step, bad)
         return loss
@@ -172,6 +230,11 @@ class Classification(pl.LightningModule):
         for teacher in self._teacher:
             teacher.to(self.device)
         self.first_bad_step = self.first_bad_step.to(self.device)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Scale all gradients together down to the largest norm that was asked for."""
+        if self.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the quantizers act on what the step made."""
@@ -196,8 +259,7 @@ class Classification(pl.LightningModule):
         """Return the epoch's means over all processes, each of which has to call this."""
         return self._means(world.summed(self.totals), self.samples * world.size())
 
-    @staticmethod
-    def _means(totals: Tensor, samples: int) -> dict[str, float]:
+    def _means(self, totals: Tensor, samples: int) -> dict[str, float]:
         loss, correct, penalty = (value / max(samples, 1) for value in totals.tolist())
         return {"train_loss": loss, "train_accuracy": correct, "train_penalty": penalty}
 
@@ -219,6 +281,69 @@ class Classification(pl.LightningModule):
         """Begin a new epoch's means."""
         self.totals.zero_()
         self.samples = 0
+
+
+class LanguageModelling(Classification):
+    """Trains `network` to predict the next token of a text, window by window, carrying its state.
+
+    Gradients flow back to a window's beginning, the state from one to the next (truncated back-propagation); every
+    epoch begins without one. The training perplexity is logged beside what a classification logs.
+
+    Args:
+        network: `network(tokens, state)` returns logits and the state behind them.
+        gradient_clip: as `Classification`'s, which has the other arguments too.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optimizer: Callable[[Sequence[Group]], torch.optim.Optimizer],
+        schedule: Schedule,
+        total_steps: int,
+        lambda_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
+        gradient_clip: float | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            optimizer=optimizer,
+            schedule=schedule,
+            total_steps=total_steps,
+            lambda_alpha=lambda_alpha,
+            label_smoothing=label_smoothing,
+            gradient_clip=gradient_clip,
+        )
+        self.step = language_step
+        self.state: Tensor | None = None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the loss of one batch of windows, and keep the state behind it."""
+        self._progress()
+        tokens, targets = batch
+        loss, statistics, self.state = self.step(
+            self.network,
+            tokens,
+            targets,
+            None if batch_index == 0 or self.state is None else self.state.to(self.device),
+            self.auxiliary,
+            self.penalized,
+            self.lambda_alpha,
+            self.label_smoothing,
+        )
+        return self._counted(loss, statistics, targets)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of every process."""
+        checkpoint[STATE] = world.gathered(None if self.state is None else self.state.cpu())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from this process's state."""
+        self.state = checkpoint[STATE][world.rank()]
+
+    def _means(self, totals: Tensor, samples: int) -> dict[str, float]:
+        means = super()._means(totals, samples)
+        return means | {"train_perplexity": perplexity(means["train_loss"])}
 
 
 def first_non_finite(network: nn.Module) -> str:

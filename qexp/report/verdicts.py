@@ -13,7 +13,7 @@ from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
 from qexp.report.measured import caption, told, usable
-from qexp.report.numbers import difference_text, interval_text, published_text, unit, value_text
+from qexp.report.numbers import difference_text, interval_text, is_share, published_text, unit, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
 
@@ -40,13 +40,14 @@ class Entry:
     measured: Summary | None = None
 
 
-def verdict(published: float, measured: Summary, spread: float) -> str:
+def verdict(published: float, measured: Summary, spread: float, metric: str = "test_accuracy") -> str:
     """Judge measured runs against a printed number.
 
     Args:
-        published: the paper's value, as a fraction.
+        published: the paper's value, as runs report it: a share as a fraction.
         measured: of runs of one recipe.
-        spread: the paper's own run-to-run spread, as a fraction; decides below three runs.
+        spread: the paper's own run-to-run spread, likewise; decides below three runs.
+        metric: what is measured.
 
     Returns:
         From three runs on `agrees` (the 95% interval contains the published value), `below` or `above` (the whole
@@ -58,7 +59,8 @@ def verdict(published: float, measured: Summary, spread: float) -> str:
     if measured.low is None or measured.high is None:
         # Rounded: 0.908 against 0.913 is half a point apart, whatever binary fractions make of it.
         side = "within" if round(abs(measured.mean - published), 9) <= spread else "outside"
-        return f"{side} the paper's own spread ({100 * spread:.1f} points), n = {measured.n}"
+        width = f"{100 * spread:.1f} points" if is_share(metric) else f"{spread:g}"
+        return f"{side} the paper's own spread ({width}), n = {measured.n}"
     if measured.high < published:
         return "below"
     return "above" if measured.low > published else "agrees"
@@ -265,7 +267,7 @@ def judged(entry: Entry, artefact: Artefact) -> str:
         return "none: another data set"
     if entry.cell.how == "printed" and artefact.spread == 0.0:
         return in_its_digits(entry.cell.printed, entry.measured)
-    return verdict(entry.cell.comparable, entry.measured, artefact.spread)
+    return verdict(entry.cell.comparable, entry.measured, artefact.spread, artefact.metric)
 
 
 def _record(entry: Entry, artefact: Artefact) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
 from qexp.tracing import input_node
 from qexp.xnor.extension import NoCompilerError, native

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qexp.errors import ConfigError
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.image import ImageGrid
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.packing import pack_planes

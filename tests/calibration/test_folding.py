@@ -20,7 +20,7 @@ from qexp.calibration.folding import Folding, fold_batch_norm
 from qexp.composition import config_dir, loader
 from qexp.convert import quantize_model
 from qexp.errors import ConfigError
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.torchvision_models import construct
 from qexp.plan import make_plan
 from qexp.tracing import layer_calls, relu_sites, trace

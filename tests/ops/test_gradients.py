@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qexp.errors import ConfigError
-from qexp.layers import QuantLinear
+from qexp.layers.quantized import QuantLinear
 from qexp.ops.gradients import dorefa_gradient, log_gradient
 from qexp.quantizers.base import Site
 from qexp.quantizers.gradient import GradientQuantizer

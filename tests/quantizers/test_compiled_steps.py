@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.lit import compiling
 from qexp.lit.task import classification_step
 from qexp.ops.discretisation import EWGS, Blend, MSEPull

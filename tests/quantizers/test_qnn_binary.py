@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qexp.errors import ConfigError
-from qexp.layers import QuantConv2d
+from qexp.layers.quantized import QuantConv2d
 from qexp.ops.binary import sign, stochastic_sign
 from qexp.quantizers.base import Site
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight

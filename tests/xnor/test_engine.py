@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qexp.errors import CheckpointError, ConfigError
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.qnn import QNNMLP, QNNConvNet
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qexp.layers import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Site
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.pact import PACT

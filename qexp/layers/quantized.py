@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qexp.layers.recurrence import Recurrence, walk
 from qexp.quantizers.base import Quantizer
 
 
@@ -60,6 +62,28 @@ class QuantLinear(nn.Linear):
         return _with_gradient(self, F.linear(x, weight, self.bias))
 
 
+class QuantRecurrence(Recurrence):
+    """A Recurrence whose weights pass through `weight_quantizer`, once for all steps, and each step's last output
+    through `input_quantizer`."""
+
+    def __init__(
+        self, layer: Recurrence, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
+    ) -> None:
+        with torch.device("meta"):
+            super().__init__(layer.cell, layer.units, layer.place)
+        self.weight = layer.weight
+        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.gradient_quantizer: nn.Module | None = None
+        _attach(self)
+        self.train(layer.training)
+
+    def forward(self, gates: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Walk over the steps with quantized weights and quantized last outputs."""
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        reader = self.input_quantizer or (lambda output: output)
+        return walk(self, gates, state, weight, lambda product: _with_gradient(self, product), reader)
+
+
 def float_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """Return what a Conv2d or a Linear makes of `x` with other weights than its own."""
     if isinstance(layer, nn.Conv2d):
@@ -68,14 +92,17 @@ def float_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight, layer.bias)
 
 
-QUANTIZED_LAYERS: dict[type[nn.Module], type[QuantConv2d] | type[QuantLinear]] = {
+QuantLayer = QuantConv2d | QuantLinear | QuantRecurrence
+
+QUANTIZED_LAYERS: dict[type[nn.Module], type[QuantLayer]] = {
     nn.Conv2d: QuantConv2d,
     nn.Linear: QuantLinear,
+    Recurrence: QuantRecurrence,
 }
 """The float layers that have a quantized form."""
 
 
-def _attach(layer: QuantConv2d | QuantLinear) -> None:
+def _attach(layer: QuantLayer) -> None:
     if layer.weight_quantizer is not None and isinstance(layer.weight, nn.Parameter):
         layer.weight_quantizer.attach(layer.weight)
 
@@ -87,5 +114,5 @@ def _quantized(layer: QuantConv2d | QuantLinear, x: Tensor) -> tuple[Tensor, Ten
     return x, weight
 
 
-def _with_gradient(layer: QuantConv2d | QuantLinear, output: Tensor) -> Tensor:
+def _with_gradient(layer: QuantLayer, output: Tensor) -> Tensor:
     return output if layer.gradient_quantizer is None else layer.gradient_quantizer(output)

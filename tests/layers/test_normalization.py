@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import ConfigError
+from qexp.layers.normalization import ShiftBatchNorm, shifted
 from qexp.models.mlp import MLP
-from qexp.normalization import ShiftBatchNorm, shifted
 
 
 def ap2(x: float) -> float:
