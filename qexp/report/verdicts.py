@@ -201,7 +201,8 @@ def _cell_notes(cells: Sequence[Cell]) -> list[str]:
             notes.setdefault(cell.note, []).append(cell)
     lines = []
     for note, cells_of_it in notes.items():
-        where = f"{cells_of_it[0].row}, {cells_of_it[0].column}" if len(cells_of_it) == 1 else cells_of_it[0].row
+        rows = ", ".join(dict.fromkeys(cell.row for cell in cells_of_it))
+        where = f"{rows}, {cells_of_it[0].column}" if len(cells_of_it) == 1 else rows
         lines.append(f"{where}: {note}")
     lines += [
         f"* {cell.row}, {cell.column}: a misprint, printed {cell.value:g}, read as {cell.reading:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_evaluation_predicts_every_token_but_the_first_once(tmp_path: Path, lane
         counted = targets != NOT_COUNTED
         pairs += list(zip(tokens[counted].tolist(), targets[counted].tolist(), strict=True))
     numbers = found.numbers("test").tolist()
-    assert sorted(pairs) == sorted(zip(numbers[:-1], numbers[1:], strict=True))
+    assert sorted(pairs) == sorted(itertools.pairwise(numbers))
 
 
 def test_processes_share_the_lanes(tmp_path: Path) -> None:

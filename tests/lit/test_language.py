@@ -56,8 +56,9 @@ def test_the_perplexity_is_that_of_the_text_read_at_one_go(lanes: int) -> None:
     total = 0.0
     for start in range(0, len(numbers) - 1, lane):
         part = numbers[start : start + lane + 1]
-        logits, _ = network(part[None, :-1])
-        total += float(F.cross_entropy(logits[0], part[1:], reduction="sum"))
+        with torch.no_grad():
+            logits, _ = network(part[None, :-1])
+            total += float(F.cross_entropy(logits[0], part[1:], reduction="sum"))
     loss = total / (len(numbers) - 1)
     assert found["loss"] == pytest.approx(loss, rel=1e-9)
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-9)
@@ -75,9 +76,12 @@ def test_an_overflowing_perplexity_is_infinite() -> None:
 
 def task(network: nn.Module, **more: Any) -> LanguageModelling:
     return LanguageModelling(
-        network, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), schedule=lambda share: 1.0, total_steps=10,
+        network,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        schedule=lambda share: 1.0,
+        total_steps=10,
         **more,
-    )  # fmt: skip
+    )
 
 
 def test_the_state_goes_from_window_to_window_without_its_graph_and_not_into_the_next_epoch() -> None:
@@ -85,10 +89,12 @@ def test_the_state_goes_from_window_to_window_without_its_graph_and_not_into_the
     module = task(network)
     module._trainer = None  # type: ignore[assignment]
     seen = []
-    module.step = lambda network, tokens, targets, state, *rest: (
+
+    def step(network: nn.Module, tokens: Any, targets: Any, state: Any, *rest: Any) -> tuple[Any, ...]:
         seen.append(state)
-        or (torch.zeros((), requires_grad=True), torch.zeros(3), network(tokens, state)[1].detach())
-    )
+        return torch.zeros(()), torch.zeros(3), network(tokens, state)[1].detach()
+
+    module.step = step
     type(module).global_step = property(lambda self: 0)  # type: ignore[assignment, method-assign]
     try:
         batches = [(torch.randint(0, 60, (2, 5)), torch.zeros(2, 5, dtype=torch.long)) for _ in range(3)]
@@ -116,7 +122,7 @@ def test_all_gradients_together_are_clipped_to_the_norm(tmp_path: Path, monkeypa
     assert len(norms) > 10 and max(norms) == pytest.approx(0.05, rel=1e-3)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -131,10 +137,10 @@ def test_a_run_broken_off_in_mid_epoch_goes_on_bit_for_bit(
     def dying(self: LanguageModelling, *arguments: Any, **named: Any) -> None:
         calls.append(1)
         if len(calls) == 28:  # in the second epoch of 18 steps, three after a checkpoint
-            raise Killed
+            raise KilledError
         original(self, *arguments, **named)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(LanguageModelling, "optimizer_step", dying)
         trained(tmp_path / "broken", *words)
     torch.manual_seed(99)
@@ -155,7 +161,9 @@ def test_training_lowers_the_perplexity(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_units_is_named(tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "small.pt")
-    with pytest.raises(CheckpointError, match=r"recurrent\.0\.hidden\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"embedding.weight is \(60, 8\) in the file and \(60, 9\) in the model"
+    ):
         load_weights(small(units=9), str(tmp_path / "small.pt"))
 
 
@@ -174,5 +182,5 @@ def test_a_network_without_meaning_is_refused(settings: dict[str, Any], told: st
 
 
 def test_a_norm_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="task.gradient_clip=0"):
+    with pytest.raises(ConfigError, match=r"task\.gradient_clip=0"):
         task(small(), gradient_clip=0.0)
