@@ -164,14 +164,14 @@ class Config:
     @property
     def first_bits(self) -> tuple[int, int]:
         """Widths (weights, input) of the first layer: its own, else `first_last`, which may be the method's."""
-        if self.bits.first or self.first_last or "image" not in self.quantizer or self.reads_text:
+        if self.bits.first or self.first_last or "image" not in self.quantizer:
             return self.bits.first or self._end_bits()
         weight, activation = self._end_bits()
         return weight, 32 if activation == 32 else self.quantizer["image"]
 
     @property
     def reads_text(self) -> bool:
-        """Whether the first layer reads vectors looked up for tokens, where else it reads an image."""
+        """Whether the network reads tokens of a text, where others read images."""
         return "sequence_length" in self.dataset
 
     @property

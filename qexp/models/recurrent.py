@@ -23,6 +23,7 @@ class LanguageModel(nn.Module):
         embedding: size of a token's vector; None: `units`.
         dropout: share of the values behind the embedding and behind each recurrent layer that training leaves out.
         start: weights and biases start uniform in [-start, start]; None: 1 / sqrt(units), as torch's.
+        embedding_start: the embedding's likewise; None: `start`. What is rounded needs a size to start from.
 
     Raises:
         ConfigError: a number without meaning, or data that are no sequences.
@@ -41,6 +42,7 @@ class LanguageModel(nn.Module):
         embedding: int | None = None,
         dropout: float = 0.0,
         start: float | None = None,
+        embedding_start: float | None = None,
     ) -> None:
         super().__init__()
         _check(input_shape, cell, units, layers, embedding, dropout)
@@ -54,6 +56,8 @@ class LanguageModel(nn.Module):
         bound = 1 / math.sqrt(units) if start is None else start
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
+        if embedding_start is not None:
+            nn.init.uniform_(self.embedding.weight, -embedding_start, embedding_start)
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits of each next token, and the state behind the last one.

@@ -6,13 +6,16 @@ maxV). What the three are is ours, as in RedBit, an independent reading: step = 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from qexp.errors import ConfigError
 from qexp.ops.binary import sign, windowed
 from qexp.ops.codes import Codes, uniform_codebook
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding
+from qexp.quantizers.base import Description, Quantizer, Rounding, Site
 from qexp.quantizers.bounded import BoundedWeight
 from qexp.quantizers.qnn_binary import sign_codes
 
@@ -34,27 +37,53 @@ def linear_quant(x: Tensor, bits: int, rounding: Rounding = ste, window: float |
     return ((integers - (integers - (half - 1)).clamp(min=0).detach()) / half).to(x.dtype)
 
 
-def linear_codes(x: Tensor, bits: int) -> Codes:
-    """Return which of the 2^bits levels each element takes, from 0 (for -1) up."""
+def linear_codes(x: Tensor, bits: int, reach: Tensor | None = None) -> Codes:
+    """Return which of the 2^bits levels each element takes, from 0 (for -1, or for -`reach`) up."""
     if bits == 1:
         return sign_codes(x)
     half = 2 ** (bits - 1)
-    integers = torch.round(x.detach().float().clamp(-1.0, 1.0) * half).clamp(max=half - 1)
-    step = torch.tensor(1.0 / half, device=x.device)
+    x = x.detach().float() if reach is None else x.detach().float() / reach
+    integers = torch.round(x.clamp(-1.0, 1.0) * half).clamp(max=half - 1)
+    step = torch.tensor(1.0 / half, device=x.device) if reach is None else reach / half
     return Codes((integers + half).int(), uniform_codebook(-half, half - 1, step))
 
 
 class LinearWeight(BoundedWeight):
-    """Weights by LinearQuant; their gradient passes whole, and clipping them is its window."""
+    """Weights by LinearQuant; their gradient passes whole, and clipping them is its window.
+
+    Args:
+        reach: None: the grid goes from -1 to 1, which wants a batch norm behind the layer. A number: to so many
+            times the mean of |w| on either side, taken anew at every pass and without a gradient, as He et al.
+            (arXiv 1611.10176, 2.5) have it for recurrent networks, whose products nothing normalises.
+
+    Raises:
+        ConfigError: a reach that is not above 0, or one for a single bit, whose levels are -1 and 1.
+    """
+
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, reach: float | None = None) -> None:
+        super().__init__(bits, site, rounding)
+        if reach is not None and (isinstance(reach, (bool, str)) or not 0 < reach < math.inf or bits == 1):
+            raise ConfigError(f"{site.name}: reach={reach}: a number above 0, and for 2 bits or more; or null.")
+        self.reach = reach
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded weights."""
-        return x if self.bits == 32 else linear_quant(x, self.bits, self.rounding, window=None)
+        if self.bits == 32:
+            return x
+        if (reach := self._reach(x)) is None:
+            return linear_quant(x, self.bits, self.rounding, window=None)
+        return (linear_quant(x.float() / reach, self.bits, self.rounding, window=None) * reach).to(x.dtype)
+
+    def _reach(self, x: Tensor) -> Tensor | None:
+        """The grid's end; a tensor of zeros takes the smallest there is, and stays zeros."""
+        if self.reach is None:
+            return None
+        return (self.reach * x.detach().float().abs().mean()).clamp(min=torch.finfo(torch.float32).tiny)
 
     def codes(self, x: Tensor) -> Codes:
         """Return which level each weight takes."""
         self.require_steps(None if self.bits == 32 else 1)
-        return linear_codes(x, self.bits)
+        return linear_codes(x, self.bits, self._reach(x))
 
 
 class LinearActivation(Quantizer):
