@@ -20,11 +20,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 _SCRATCH = Path(tempfile.mkdtemp(prefix="qexp-tests-"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: with threads besides they would all wait
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 # Before anything is imported that reads them, and for the processes that tests start.
-os.environ["QEXP_CACHE"] = str(_SCRATCH / "cache")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores: with threads besides they would all wait. They share the cache that the first of
+    # all processes named, so that a kernel is built and a data set decoded once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:
+    os.environ["QEXP_CACHE"] = str(_SCRATCH / "cache")
 os.environ["MPLCONFIGDIR"] = str(_SCRATCH / "matplotlib")
 set_hypothesis_home_dir(_SCRATCH / "hypothesis")
 
