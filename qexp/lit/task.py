@@ -1,4 +1,4 @@
-"""The task: a step as a plain function (network, batch -> loss, statistics), and Lightning's view of it."""
+"""The task: Lightning's view of a training step, with its running sums, its optimizer and its state."""
 
 from __future__ import annotations
 
@@ -14,111 +14,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from qexp.errors import ConfigError, TrainingError
 from qexp.lit import world
 from qexp.lit.language import perplexity
-from qexp.lit.losses import distillation_loss, refuse_smoothing, supervised_loss
+from qexp.lit.losses import refuse_smoothing
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
+from qexp.lit.step import STATISTICS, classification_step, language_step
 from qexp.ops.rounding import TrainedRounding
 from qexp.quantizers.base import Quantizer, named_quantizers
 
-STATISTICS = ("loss", "correct", "penalty")
-"""What a step reports, each summed over the batch's samples."""
-
 STATE = "recurrent_state"
 """Key of a checkpoint."""
-
-
-def classification_step(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    quantizers: Sequence[Quantizer],
-    penalized: Sequence[nn.Parameter],
-    lambda_alpha: float,
-    label_smoothing: float,
-    loss_name: str = "cross_entropy",
-    teacher: nn.Module | None = None,
-    distillation: float = 0.0,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and the statistics of one batch.
-
-    The loss is that of the data, plus what the quantizers add, plus (lambda_alpha / 2) * sum of alpha^2, whose
-    gradient is lambda_alpha * alpha whatever the optimizer does with it.
-
-    Args:
-        images: (N, C, H, W).
-        labels: (N,), int64.
-        quantizers: those whose auxiliary loss counts.
-        penalized: each penalized parameter once.
-        lambda_alpha: 0 switches the penalty off.
-        loss_name: the data's loss, as `qexp.lit.losses.supervised_loss` has it.
-        teacher: a float network in evaluation mode, whose answers the network is to give too; None for none.
-        distillation: weight of that loss; temperature: as `qexp.lit.losses.distillation_loss` has it.
-
-    Returns:
-        The scalar loss, and `STATISTICS` (3,) in float32, detached.
-    """
-    logits = network(images).float()
-    data_loss = supervised_loss(logits, labels, loss_name, label_smoothing)
-    taught = None
-    if teacher is not None:
-        with torch.no_grad():
-            wanted = teacher(images).float()
-        taught = distillation * distillation_loss(logits, wanted, temperature)
-    return objective(logits, labels, data_loss, quantizers, penalized, lambda_alpha, taught)
-
-
-def language_step(
-    network: nn.Module,
-    tokens: Tensor,
-    targets: Tensor,
-    state: Tensor | None,
-    quantizers: Sequence[Quantizer],
-    penalized: Sequence[nn.Parameter],
-    lambda_alpha: float,
-    label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and the statistics of one batch of windows, and the state behind them, detached.
-
-    Args:
-        tokens, targets: (N, steps), int64.
-        state: that the windows before left behind; None at the beginning of the text.
-
-    The others, and the loss, are those of `classification_step`; every token counts as a sample.
-    """
-    logits, after = network(tokens, state)
-    logits, labels = logits.flatten(0, 1).float(), targets.flatten()
-    data_loss = supervised_loss(logits, labels, "cross_entropy", label_smoothing)
-    return *objective(logits, labels, data_loss, quantizers, penalized, lambda_alpha), after.detach()
-
-
-def objective(
-    logits: Tensor,
-    labels: Tensor,
-    data_loss: Tensor,
-    quantizers: Sequence[Quantizer],
-    penalized: Sequence[nn.Parameter],
-    lambda_alpha: float,
-    taught: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return `data_loss` plus those of a teacher (None: without) and of the quantizers, and `STATISTICS`.
-
-    Args:
-        logits: (N, classes), float32.
-        labels: (N,).
-    """
-    loss = data_loss if taught is None else data_loss + taught
-    for quantizer in quantizers:
-        extra = quantizer.auxiliary_loss()
-        if extra is not None:
-            loss = loss + extra.float()
-    if lambda_alpha:
-        for parameter in penalized:
-            loss = loss + (0.5 * lambda_alpha) * parameter.float().square().sum()
-    count = labels.shape[0]
-    correct = (logits.detach().argmax(dim=1) == labels).sum()
-    statistics = torch.stack([data_loss.detach() * count, correct.float(), (loss - data_loss).detach() * count])
-    return loss, statistics
 
 
 class Classification(pl.LightningModule):

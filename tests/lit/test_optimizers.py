@@ -8,7 +8,7 @@ from torch import nn
 
 from qexp.errors import ConfigError
 from qexp.lit import optimizers
-from qexp.lit.task import classification_step
+from qexp.lit.step import classification_step
 from qexp.quantizers.base import ParameterGroup, Site
 from qexp.quantizers.pact import PACT
 

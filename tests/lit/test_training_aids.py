@@ -15,7 +15,8 @@ from qexp.errors import ConfigError
 from qexp.lit.batch_norm import reestimate, require
 from qexp.lit.losses import distillation_loss
 from qexp.lit.schedules import constant
-from qexp.lit.task import Classification, classification_step
+from qexp.lit.step import classification_step
+from qexp.lit.task import Classification
 
 QUICK = ["epochs=1", "trainer.progress=false", "logger=none", "trainer.compile=false", "trainer.threads=1"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.lit import compiling
-from qexp.lit.task import classification_step
+from qexp.lit.step import classification_step
 from qexp.ops.discretisation import EWGS, Blend, MSEPull
 from qexp.ops.rounding import ASR, DSQ, SoftRound, ste
 from qexp.quantizers.base import Site
