@@ -27,7 +27,10 @@ from qexp.tracing import layer_calls, relu_sites, trace
 
 from ..conversions import INPUTS, scheme
 
-NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
+RECURRENT = {"lstm", "rnn"}
+"""They read a text, have no batch norm, and are trained alone: `qexp ptq` refuses them."""
+
+NAMES = sorted({path.stem for path in (config_dir() / "model").glob("*.yaml")} - RECURRENT)
 SMALL = {
     "alexnet": 64,
     "alexnet_bn": 48,

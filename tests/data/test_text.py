@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from qexp.data.text import NOT_COUNTED, Descriptions, TextFolder
 from qexp.errors import DataError
 
-PTB = Path(__file__).parents[2].parent / "shared" / "data" / "ptb"
 TRAIN = "a b b c\n\nb a d\n"
 
 
@@ -139,10 +139,10 @@ def test_the_descriptions_are_there_without_a_download(level: Any) -> None:
     assert found.digest() == Descriptions(name="descriptions").digest()
 
 
-@pytest.mark.skipif(not PTB.is_dir(), reason=f"no Penn Treebank in {PTB}")
-def test_penn_treebank_has_its_known_counts() -> None:
+def test_penn_treebank_has_its_known_counts(real_file: Callable[[str], Path]) -> None:
+    root = real_file("ptb/ptb.train.txt").parent
     found = TextFolder(
-        name="ptb", root=str(PTB), files=[f"ptb.{split}.txt" for split in ("train", "valid", "test")]
+        name="ptb", root=str(root), files=[f"ptb.{split}.txt" for split in ("train", "valid", "test")]
     )
     assert found.num_classes == 10_000
     assert [len(found.numbers(split)) for split in ("train", "valid", "test")] == [929_589, 73_760, 82_430]

@@ -11,7 +11,7 @@ from qexp.report.headers import read_header
 
 NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
 IMAGES = {"cifar10": (3, 32, 32), "svhn": (3, 40, 40), "imagenet": (3, 224, 224), "digits": (1, 8, 8)}
-IMAGES |= {"mnist": (1, 28, 28), "voc_segmentation": (3, 65, 65), "voc_detection": (3, 320, 320)}
+IMAGES |= {"mnist": (1, 28, 28), "voc_segmentation": (3, 65, 65), "voc_detection": (3, 320, 320), "ptb": (20,)}
 
 
 def compose(*overrides: str) -> tuple[dict, str]:
@@ -25,8 +25,10 @@ def test_every_model_composes_brings_its_data_set_and_builds(name: str) -> None:
     assert node.pop("weights") is None
     with torch.device("meta"):
         model = build(node, input_shape=IMAGES[dataset], num_classes=7).eval()
-        found = model(torch.zeros(1, *IMAGES[dataset]))
-    if dataset == "voc_detection":
+        found = model(torch.zeros(1, *IMAGES[dataset], dtype=torch.long if dataset == "ptb" else None))
+    if dataset == "ptb":
+        assert found[0].shape == (1, 20, 7)
+    elif dataset == "voc_detection":
         assert [part.shape for part in found] == [(1, 3234, 4), (1, 3234, 7)]
     else:
         assert found.shape == ((1, 7, 65, 65) if dataset == "voc_segmentation" else (1, 7))
