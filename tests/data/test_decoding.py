@@ -15,8 +15,8 @@ import multiprocessing, os, signal, sys
 from qexp.data.imagenet import ImageNet
 source = ImageNet(root=sys.argv[1], num_classes=2, resize=36, crop=32, workers=2, mean=[0.5] * 3, std=[0.2] * 3)
 
-def begin():
-    batches = iter(source.train_batches(4, 0, "cpu"))
+def begin(batch_size=4):
+    batches = iter(source.train_batches(batch_size, 0, "cpu"))
     next(batches)
     return batches, [child.pid for child in multiprocessing.active_children()]
 """
@@ -45,8 +45,9 @@ batches, _ = begin()
 print(len(list(batches)))
 """
 
+# Each worker is given two batches ahead: when the first of twelve has come, the last ones were not begun.
 KILLED_WORKER = """
-batches, workers = begin()
+batches, workers = begin(batch_size=1)
 print(*workers, flush=True)
 os.kill(workers[-1], signal.SIGKILL)
 list(batches)
