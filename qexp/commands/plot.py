@@ -12,6 +12,7 @@ from qexp.commands.table import runs_of
 from qexp.errors import ConfigError
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.collect import DEFAULT_ROOT, collect, one_run
+from qexp.report.verdicts import measuring
 from qexp.runs import Run, RunDirectory, atomic_write
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tup
         )
         return
     yield "cells", artefact_plots.cells_figure(artefact, runs, only)
-    begun = [run for run in runs if run.config and RunDirectory(run.path).metrics.rows()]
+    begun = [run for run in measuring(artefact, runs) if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves" and begun:
         yield "curves", plots.curves_figure(begun)
     if artefact.figure in ("alpha", "scan"):

@@ -79,7 +79,7 @@ def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = No
         ConfigError: a key that no run has; with `by`, runs of different recipes in one group; one seed twice.
     """
     if by is None:
-        keys = _automatic_keys(runs)
+        keys = keys_apart(runs)
     else:
         known = {*SUBJECT, "command", "first_last", "precision", "epochs", "stored_bits", *_all_keys(runs)}
         for key in by:
@@ -139,7 +139,7 @@ def differing(members: Iterable[Facts]) -> list[str]:
     return [key for key in found if not key.startswith(prefixes)] if prefixes else found
 
 
-def _automatic_keys(runs: Sequence[Facts]) -> list[str]:
+def keys_apart(runs: Sequence[Facts]) -> list[str]:
     """Return `SUBJECT` and every key that differs inside a group of one subject."""
     keys = list(SUBJECT)
     # Again until nothing differs: two runs of one observer may differ in what their difference to a third implied.

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, Facts, facts
-from qexp.report.groups import differing
+from qexp.report.groups import keys_apart
 from qexp.report.progress import finished_epochs
 from qexp.report.series import Series, learned, read_series
 from qexp.report.style import INK, MOST_LABELS, caption, categorical, depth_bar, label_ends, sequential, styled
@@ -149,7 +149,7 @@ def _legends(
 
 def labels(runs: Sequence[Facts]) -> list[str]:
     """Name each run by what sets it apart from the others; a single one by its subject."""
-    keys = differing(runs)
+    keys = [key for key in keys_apart(runs) if len({str(run.get(key)) for run in runs}) > 1]
     if len({run.seed for run in runs}) > 1:
         keys.append("seed")
     keys = keys or ["quantizer", "bits"]

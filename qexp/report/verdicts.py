@@ -144,8 +144,18 @@ def usable_for(artefact: Artefact, runs: Sequence[Run]) -> tuple[list[Facts], li
 
 def matching(keys: Mapping[str, str], metric: str, finished: Sequence[Facts]) -> list[Group]:
     """Return the groups of runs that are what `keys` say, one per recipe."""
-    fitting = [run for run in finished if all(_same(run.get(key), value) for key, value in keys.items())]
-    return group_runs(fitting, metric)
+    return group_runs([run for run in finished if _is(run, keys)], metric)
+
+
+def measuring(artefact: Artefact, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that are what one of the artefact's cells asks for, finished or not."""
+    wanted = [cell.keys for cell in artefact.cells if cell.keys]
+    made = [(run, facts(run)) for run in runs if run.config]
+    return [run for run, one in made if one.command == artefact.command and any(_is(one, keys) for keys in wanted)]
+
+
+def _is(run: Facts, keys: Mapping[str, str]) -> bool:
+    return all(_same(run.get(key), value) for key, value in keys.items())
 
 
 def departures(cell: Cell, group: Group) -> list[str]:

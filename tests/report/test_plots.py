@@ -67,6 +67,16 @@ def test_curves_are_named_by_what_differs(make_run: MakeRun, alpha_rows: Rows, t
     assert max(accuracy.lines[0].get_ydata()) > 1  # percent
 
 
+def test_a_setting_of_the_method_is_named_beside_a_float_run(
+    make_run: MakeRun, alpha_rows: Rows, tmp_path: Path
+) -> None:
+    make_run("none", 32, 0, metrics=alpha_rows(2, 5))
+    for scope in ("layer", "element"):
+        make_run("pact", 32, 0, metrics=alpha_rows(2, 5), **{"quantizer.activation.scope": scope})
+    names = [text.get_text() for text in curves_figure(find_runs(tmp_path)).legends[0].get_texts()]
+    assert sorted(names) == ["none 32", "pact w32a32 scope element", "pact w32a32 scope layer"]
+
+
 def test_drawing_leaves_the_callers_style_alone(make_run: MakeRun, alpha_rows: Rows) -> None:
     before = dict(mpl.rcParams)
     alpha_figure(make_run(metrics=alpha_rows(3, 3)))

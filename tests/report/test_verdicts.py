@@ -8,7 +8,7 @@ import pytest
 from qexp.published import load_artefact, parse_paper
 from qexp.report.intervals import Summary
 from qexp.report.tables import Table
-from qexp.report.verdicts import published_table, verdict
+from qexp.report.verdicts import measuring, published_table, verdict
 from qexp.runs import find_runs
 
 MakeRun = Callable[..., Path]
@@ -142,6 +142,14 @@ def test_unfinished_runs_stand_below(make_run: MakeRun, tmp_path: Path) -> None:
     unfinished = [note for note in compared(tmp_path).notes if "interrupted" in note]
     assert len(unfinished) == 1
     assert "w4a4" in unfinished[0]
+
+
+def test_runs_that_fit_no_cell_do_not_belong_to_a_figure(make_run: MakeRun, tmp_path: Path) -> None:
+    unfinished = make_run("pact", 32, 0, None)
+    make_run("pact", 2)
+    make_run("dorefa", 32)
+    figure = load_artefact("pact/fig7")
+    assert [run.path for run in measuring(figure, find_runs(tmp_path))] == [unfinished]
 
 
 def test_a_part_of_the_data_is_a_shortened_budget(make_run: MakeRun, tmp_path: Path) -> None:
