@@ -44,9 +44,13 @@ def check_arguments(
         key for key, value in parameters.items() if value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)
     ]
     if not any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
-        for key in (*given, *extra):
-            if key not in named:
-                raise ConfigError(f"{name} takes no '{key}'.{did_you_mean(key, named)}")
+        unknown = [key for key in (*given, *extra) if key not in named]
+        if unknown:
+            away = " ".join(f"~{path}.{key}" for key in unknown if path and key in given)
+            raise ConfigError(
+                f"{name} takes no {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], named)}"
+                + (f" What a recipe set for another {path}: {away} takes it away." if away else "")
+            )
     missing = [
         key
         for key in named

@@ -46,6 +46,10 @@ def test_what_fits(value: object, hint: Any, expected: bool) -> None:
         ({"_target_": "qexp.lit.schedules.step", "every": None, "of": 2}, "schedule.every=null: it has to be"),
         ({"_target_": "qexp.models.mlp.MLP", "hidden": 3}, r"model.hidden=3: it has to be a list \(each a whole"),
         ({"_target_": "qexp.data.digits.Digits", "download": "yes"}, "dataset.download=yes: it has to be true or"),
+        (
+            {"_target_": "qexp.lit.schedules.onecycle", "milestones": [60], "of": 200},
+            r"takes no 'milestones', 'of'\. .* for another schedule: ~schedule.milestones ~schedule.of takes",
+        ),
         ({"_target_": "qexp.quantizers.pact.PACT", "alpha": "x"}, "PACT: alpha=x: it has to be a finite number."),
     ],
 )

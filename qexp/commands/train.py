@@ -24,6 +24,7 @@ def plan(config: Config) -> Planned:
         ConfigError, DataError: the configuration or the data do not allow a run.
     """
     source = build(config.dataset)
+    build(config.schedule, epochs=config.epochs)  # a mistake in it ends a sweep before its first job
     digests = digests_of(config, source)
     compiled = _compiled(config, source)
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=compiled))
