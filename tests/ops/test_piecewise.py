@@ -84,6 +84,7 @@ def test_with_the_edges_held_it_changes_nothing_twice(values, shares, bits):
     grid = PiecewiseGrid(edges, bits)
     once = grid.round(x)
     assert torch.equal(grid.round(once), once)
+    assert torch.equal(grid.codes(x).decode(), once)
     assert (once.abs() <= edges[-1] * (1 + 1e-6)).all()
     assert (once * x >= 0).all(), "no value changes its sign"
 
