@@ -96,10 +96,13 @@ def test_a_sweep_with_twins_and_failures_typed_twice(launcher: str, tmp_path: Pa
     assert (run.path / "result.json").stat().st_mtime_ns == before
 
 
-# Ray is asked for by hand (-m long): on a busy machine the summary lacked the signal once in two.
+# The others are asked for by hand (-m long): each takes a minute, and under Ray, on a busy machine, the summary
+# lacked the signal once in two.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["joblib", "submitit_local", pytest.param("ray", marks=pytest.mark.long)], indirect=True
+    "launcher",
+    ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit_local", "ray"))],
+    indirect=True,
 )
 def test_ctrl_c_leaves_checkpoints_that_go_on(launcher: str, tmp_path: Path) -> None:
     words = ["epochs=2000", "seed=0,1,2,3", "trainer.compile=false"]
@@ -141,7 +144,7 @@ def test_a_scheduler_that_needs_the_machine_gets_a_checkpoint_and_the_job_back(
     assert only_run(tmp_path).status == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
 def test_a_worker_that_is_killed_is_no_riddle(launcher: str, tmp_path: Path) -> None:
     process = start(tmp_path, launcher, "epochs=2000", "seed=0,1,2", "trainer.compile=false")
