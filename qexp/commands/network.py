@@ -24,9 +24,11 @@ from qexp.errors import ConfigError
 from qexp.layers.normalization import shifted
 from qexp.models.weights import load_weights
 from qexp.ops.discretisation import Discretisation
+from qexp.ops.rounding import ste
 from qexp.plan import Plan, make_plan
 from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.gradient import GradientQuantizer
+from qexp.quantizers.image import ImageGrid
 from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
 
 
@@ -68,7 +70,22 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
     model = build_float(config, source)
     if not config.quantized:
         return model
-    return quantize_model(make_plan(model, scheme(config, source), source.shape), _gradient(config))
+    plan = make_plan(model, scheme(config, source), source.shape)
+    _require_rounding(config, plan)
+    return quantize_model(plan, _gradient(config))
+
+
+def _require_rounding(config: Config, plan: Plan) -> None:
+    """Refuse a rounding that nothing in the network would call: the run would be named after it for nothing."""
+    kinds = {"rounding": build(config.rounding) is not ste, "discretisation": config.discretisation is not None}
+    asked = [key for key, given in kinds.items() if given]
+    quantizers = [one for one in plan.quantizers() if one.bits < 32 and not isinstance(one, ImageGrid)]
+    if asked and not any(one.rounds and one.rounding is not ste for one in quantizers):
+        methods = ", ".join(sorted({type(one).__name__ for one in quantizers})) or "all is at 32 bits"
+        raise ConfigError(
+            f"{' and '.join(asked)}: no quantizer here would use it ({methods}); leave it away, or take a method"
+            " that rounds to equal steps, such as quantizer=lsq or pact."
+        )
 
 
 def _gradient(config: Config) -> Callable[[], nn.Module] | None:

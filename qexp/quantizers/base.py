@@ -103,6 +103,9 @@ class Quantizer(nn.Module):
     needs_moments: ClassVar[bool] = False
     """Whether `fit_activations` reads more than the range."""
 
+    rounds: ClassVar[bool] = True
+    """Whether it calls `rounding`; a method that takes signs or powers of two has no use for another one."""
+
     of_either_sign: ClassVar[tuple[str, ...]] = ()
     """Names of `learned()` that may be 0 or negative (an offset); levels and steps may not."""
 

@@ -85,6 +85,19 @@ def test_a_method_for_one_layer_of_a_float_network() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("quantizer=qnn_binary", "bits=1", "rounding=asr"), "rounding"),
+        (("quantizer=ternary", "bits=w2a32", "discretisation=ewgs"), "discretisation"),
+        (("quantizer=pact", "bits=32", "rounding=asr", "discretisation=ewgs"), "rounding and discretisation"),
+    ],
+)
+def test_a_rounding_that_nothing_would_use_is_refused(words: tuple[str, ...], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}: no quantizer here would use it"):
+        network(*words)
+
+
 def test_the_seed_decides_the_start_and_the_method_does_not() -> None:
     one, other = network("seed=1", "quantizer=pact").state_dict(), network("seed=1", "quantizer=none").state_dict()
     assert all(torch.equal(one[name], value) for name, value in other.items())

@@ -225,6 +225,14 @@ def test_one_element(node: dict[str, Any], role: str, scope: str | None) -> None
 
 
 @pytest.mark.parametrize(("node", "role", "scope"), CASES)
+def test_it_says_whether_it_uses_its_rounding(node: dict[str, Any], role: str, scope: str | None) -> None:
+    quantizer, called = make(node, role, scope), []
+    quantizer.rounding = lambda x: called.append(True) or ste(x)
+    quantizer(sample(role))
+    assert bool(called) is quantizer.rounds
+
+
+@pytest.mark.parametrize(("node", "role", "scope"), CASES)
 def test_tracing_leaves_it_whole(node: dict[str, Any], role: str, scope: str | None) -> None:
     (graph,) = trace(nn.Sequential(nn.Identity(), make(node, role, scope)))
     assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["0", "1"]
