@@ -39,6 +39,9 @@ _LAYER_KEY = re.compile(
 )
 _ENCODED = "glob_"
 
+_FLAT_GROUPS = ("optimizer", "schedule")
+"""Groups whose options list every setting that they take, in one level."""
+
 LAYERS_RULE = "a layer is set apart by a pattern: layers.'<glob>'.bits=, .quantizer= or .scope="
 
 FAILURE = "_failure_"
@@ -182,7 +185,22 @@ class QexpLoader(ConfigLoaderImpl):
         node: Any = OmegaConf.to_container(config.hydra, resolve=False)
         check_hydra(node)
         _encode_sweep(config)
+        self._replace_recipes_choices(config, encoded)
         return config
+
+    def _replace_recipes_choices(self, config: DictConfig, encoded: Sequence[str]) -> None:
+        """Let a typed choice take the place of a recipe's: what the recipe set for that one alone falls away.
+
+        Hydra would hand a cosine the milestones of the recipe's steps. What was itself typed stays.
+        """
+        typed = {override.lstrip("+").partition("=")[0] for override in encoded}
+        for group in typed.intersection(_FLAT_GROUPS):
+            option = self.repository.load_config(f"{group}/{config.hydra.runtime.choices[group]}")
+            assert option is not None  # it was composed
+            left = [key for key in config[group] if key not in option.config and f"{group}.{key}" not in typed]
+            with open_dict(config):
+                for key in left:
+                    del config[group][key]
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         """Load a file; a launcher's is checked against the launcher's own types, which are stored under its name.

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.bits import BITS, parse_bits
+from qexp.build import locate
 from qexp.config import parse
 from qexp.errors import ConfigError
+from qexp.paths import config_dir
 
 from .composing import compose, parsed
 
@@ -103,3 +107,23 @@ def test_layers_keep_their_order_and_patterns() -> None:
     config = parsed("layers.layer1.*.bits=w2a4", "layers.*.conv1.scope=channel", "layers.'layer1.*'.scope=network")
     assert [setting.pattern for setting in config.layers] == ["layer1.*", "*.conv1"]
     assert (config.layers[0].bits, config.layers[0].scope) == ((2, 4), "network")
+
+
+def test_a_typed_choice_takes_the_place_of_what_a_recipe_set_for_another() -> None:
+    recipe = "recipe=pact/cifar10_resnet20"
+    assert compose(recipe)["schedule"]["milestones"] == [60, 120]
+    schedule = compose(recipe, "schedule=onecycle", "schedule.rise=0.5")["schedule"]
+    assert schedule == {"_target_": "qexp.lit.schedules.onecycle", "rise": 0.5, "start": 0.04, "final": 1e-4}
+    both = compose(recipe, "optimizer=adam", "schedule=step")
+    assert (both["optimizer"]["weight_decay"], both["schedule"]["of"]) == (2e-4, 200), "what both have stays"
+    assert "momentum" not in both["optimizer"]
+    typed = compose(recipe, "schedule=cosine", "schedule.milestones=[1]")["schedule"]
+    assert typed["milestones"] == [1], "a mistake in what was typed is not hidden"
+
+
+@pytest.mark.parametrize("group", ["optimizer", "schedule"])
+def test_an_option_lists_every_setting_that_it_takes(group: str) -> None:
+    for path in (config_dir() / group).glob("*.yaml"):
+        node = compose(f"{group}={path.stem}")[group]
+        parameters = inspect.signature(locate(node["_target_"])).parameters
+        assert set(node) - {"_target_", "_partial_"} == set(parameters) - {"groups", "epochs"}, path
