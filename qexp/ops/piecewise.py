@@ -49,11 +49,15 @@ class PiecewiseGrid:
         self.adjoining = variant == "paper" and not overlap
         self.beyond = torch.ge if variant == "authors" else torch.gt
         # Of each piece: whether one grid of two's complement serves both signs, where the integers of a magnitude
-        # begin, how wide they reach, and in how many steps.
+        # begin, how wide they reach, in how many steps, and how many of these a unit holds.
         self.joint = [variant == "authors" and (index == 0 or overlap) for index in range(count)]
         self.low = [edges[index] * (index == 0 or not overlap) for index in range(count)]
         self.width = [edges[index + 1] - low for index, low in enumerate(self.low)]
         self.steps = [self.last + 0.5 * joint for joint in self.joint]
+        self.scales = [
+            steps / torch.where(width > SMALLEST, width, 1.0)
+            for steps, width in zip(self.steps, self.width, strict=True)
+        ]
 
     def round(self, x: Tensor, rounding: Callable[[Tensor], Tensor] = ste) -> Tensor:
         """Return the quantized values, in x's dtype; computed in float32."""
@@ -80,9 +84,8 @@ class PiecewiseGrid:
             parts.append(within - inner)
             inner = within
         total: Tensor | None = None
-        for part, width, steps in zip(parts, self.width, self.steps, strict=True):
+        for part, scale, steps, width in zip(parts, self.scales, self.steps, self.width, strict=True):
             # In place: new memory for a large tensor costs as much as the arithmetic. No gradient needs the old.
-            scale = steps / torch.where(width > SMALLEST, width, 1.0)
             rounded = rounding(part.mul_(scale)).div_(steps).mul_(width)
             total = rounded if total is None else total.add_(rounded)
         assert total is not None
@@ -128,11 +131,7 @@ class PiecewiseGrid:
     def _integers(self, value: Tensor, pieces: Sequence[Tensor], rounding: Callable[[Tensor], Tensor]) -> Tensor:
         """Return each magnitude's integer within its piece."""
         magnitude = torch.minimum(value.abs(), self.edges[-1])
-        scales = [
-            steps / torch.where(width > SMALLEST, width, 1.0)
-            for steps, width in zip(self.steps, self.width, strict=True)
-        ]
-        integers = rounding((magnitude - self._chosen(pieces, self.low)) * self._chosen(pieces, scales))
+        integers = rounding((magnitude - self._chosen(pieces, self.low)) * self._chosen(pieces, self.scales))
         if not any(self.joint):
             return integers
         last = torch.full_like(value, self.last)
