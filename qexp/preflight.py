@@ -11,6 +11,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
+from rich.console import Console
+from rich.progress import track
 
 from qexp.composition import FAILURE, QexpLoader, decode_overrides
 from qexp.config import Config, parse
@@ -44,7 +46,14 @@ def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequen
     """
     found = Preflight()
     words: dict[str, list[str]] = {}
-    for overrides in map(list, jobs):
+    # A hundred jobs take a minute: on a terminal, where it stands.
+    for overrides in track(
+        list(map(list, jobs)),
+        "looking at the jobs",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ):
         typed = decode_overrides(overrides)
         composed = loader.load_sweep_config(master, overrides)
         try:

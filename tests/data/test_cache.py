@@ -32,6 +32,14 @@ def test_a_set_is_decoded_once(npz_file, cache_folder, monkeypatch):
     assert len(cached_files(cache_folder)) == 1
 
 
+def test_the_jobs_of_a_sweep_read_the_cached_arrays_once(npz_file, cache_folder, monkeypatch):
+    first = source(npz_file).splits  # decoded
+    held = source(npz_file).splits  # read
+    monkeypatch.setattr(cache, "load_splits", lambda _: pytest.fail("read again"))
+    assert source(npz_file).splits["train"].images is held["train"].images
+    assert np.array_equal(held["train"].images, first["train"].images)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip a bit", "other arrays", "empty"])
 def test_a_damaged_cache_is_rebuilt(npz_file, cache_folder, caplog, damage):
     images = source(npz_file).splits["train"].images
