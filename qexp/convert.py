@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
-from qexp.layers.quantized import QUANTIZED_LAYERS
+from qexp.layers.quantized import QUANTIZED_LAYERS, QuantLinear
 from qexp.plan import Plan
 from qexp.quantizers.base import Quantizer
 from qexp.tracing import input_node, layer_calls, relu_sites
@@ -25,11 +26,16 @@ class TwoModes(nn.Module):
             _take_over(self, graph)
         # The generated code alone: it finds modules and parameters by name, here.
         self._forwards = {True: type(training).forward, False: type(evaluation).forward}
+        self._evaluation = evaluation.graph
         self.train(training.training)
 
     def forward(self, *inputs: Any) -> Any:
         """Run the graph of the current mode."""
         return self._forwards[self.training](self, *inputs)
+
+    def evaluation(self) -> fx.GraphModule:
+        """Return the evaluation graph as a network of its own, on the same modules and parameters."""
+        return fx.GraphModule(self, copy.deepcopy(self._evaluation)).train(self.training)
 
 
 def _take_over(target: nn.Module, source: nn.Module) -> None:
@@ -79,7 +85,7 @@ def _quantized_layers(plan: Plan) -> dict[str, nn.Module]:
 
 def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -> None:
     quantizers = {site.name: site.quantizer for site in plan.sites}
-    layers = [name for name in layer_calls(graph) if name in swapped]
+    layers = {name: calls for name, calls in layer_calls(graph).items() if name in swapped}
     relus = relu_sites(graph)
     modules = {
         name: graph.get_submodule(str(node.target)) for name, node in relus.items() if node.op == "call_module"
@@ -91,10 +97,24 @@ def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -
             # A shared ReLU, whose name is the quantizer of its first call by now.
             _set_submodule(graph, name, modules[name])
             node.target = name
-    for name in layers:
+    for name, calls in layers.items():
         _set_submodule(graph, name, swapped[name])
+        for call in calls:
+            _take_dropout(graph, call, swapped[name])
     graph.graph.lint()
     graph.recompile()
+
+
+def _take_dropout(graph: fx.GraphModule, call: fx.Node, layer: nn.Module) -> None:
+    """Let a layer with an input quantizer drop values out itself, behind it, where a dropout serves it alone."""
+    before = input_node(call)
+    if not isinstance(layer, QuantLinear) or layer.input_quantizer is None or before.op != "call_module":
+        return
+    dropout = graph.get_submodule(str(before.target))
+    if isinstance(dropout, nn.Dropout) and len(before.users) == 1:
+        layer.input_dropout = dropout
+        call.replace_input_with(before, input_node(before))
+        graph.graph.erase_node(before)
 
 
 def _replace_call(graph: fx.GraphModule, node: fx.Node, name: str, quantizer: Quantizer) -> None:

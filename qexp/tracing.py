@@ -205,7 +205,7 @@ def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _PASSING_METHODS
 
 
-def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes a passing operation takes its values from: its first argument, or all of a list of them."""
     first: Any = node.args[0] if node.args else next(iter(node.kwargs.values()))
     return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else [first]
@@ -213,7 +213,7 @@ def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 def sources(graph: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
     """Yield the nodes that made the values `node` reads, seen through pooling, reshaping and dropout."""
-    for before in _tensor_inputs(node):
+    for before in tensor_inputs(node):
         if _passes(graph, before):
             yield from sources(graph, before)
         else:
@@ -246,7 +246,7 @@ def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function" and node.target in _NONNEGATIVE_FUNCTIONS:
         return True
     if _passes(graph, node):
-        return all(nonnegative(graph, before) for before in _tensor_inputs(node))
+        return all(nonnegative(graph, before) for before in tensor_inputs(node))
     if node.op in ("call_function", "call_method") and node.target in {
         operator.add,
         operator.iadd,

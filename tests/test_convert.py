@@ -14,6 +14,8 @@ from qexp.models.torchvision_models import classifier
 from qexp.quantizers.base import named_quantizers
 from qexp.quantizers.dorefa import dorefa_weight
 from qexp.quantizers.pact import PACT, pact
+from qexp.quantizers.qnn_linear import LinearActivation
+from qexp.scheme import Method, Widths
 
 from .conversions import INPUTS, NONE, Small, TwoGraphs, quantized, rule, scheme
 
@@ -241,3 +243,31 @@ def test_inception_runs_in_both_modes() -> None:
     with torch.no_grad():
         for training in (True, False):
             assert network.train(training)(torch.randn(2, 3, 299, 299)).shape == (2, 10)
+
+
+class Dropping(nn.Module):
+    """Two layers that hand their input on, the second behind dropout, which the sum reads too if `shared`."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(30, 30, bias=False), nn.Linear(30, 30, bias=False)
+        self.dropout = nn.Dropout(0.5)
+        self.shared = shared
+        for layer in (self.first, self.second):
+            nn.init.eye_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.first(x))
+        return self.second(x) + 0 * x if self.shared else self.second(x)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_are_dropped_behind_the_quantizer_of_the_layer_that_alone_reads_them(shared: bool) -> None:
+    how = scheme(method=Method("signed", None, LinearActivation, "input"), bits=(32, 3), last=Widths(32, 3))
+    network = quantized(Dropping(shared), how, (30,))
+    x = torch.linspace(-0.7, 0.7, 30).expand(200, 30)
+    with torch.no_grad():
+        evaluated, trained = network.eval()(x), network.train()(x)
+    kept = trained != 0
+    halved = torch.equal((trained / 2)[kept], evaluated[kept])  # else rounded on the grid when already doubled
+    assert halved != shared and 0.3 < kept.float().mean() < 0.6

@@ -44,7 +44,11 @@ class QuantConv2d(nn.Conv2d):
 
 
 class QuantLinear(nn.Linear):
-    """A Linear whose weights pass through `weight_quantizer` and whose input through `input_quantizer`."""
+    """A Linear whose weights pass through `weight_quantizer` and whose input through `input_quantizer`.
+
+    A dropout in front of the layer goes behind the quantizer, as `input_dropout`: before it, training would round
+    values larger by 1 / (1 - p) than evaluation does, on the same grid.
+    """
 
     def __init__(
         self, layer: nn.Linear, weight_quantizer: Quantizer | None, input_quantizer: Quantizer | None
@@ -52,6 +56,7 @@ class QuantLinear(nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.input_dropout: nn.Module | None = None
         self.gradient_quantizer: nn.Module | None = None
         _attach(self)
         self.train(layer.training)
@@ -110,6 +115,8 @@ def _attach(layer: QuantLayer) -> None:
 def _quantized(layer: QuantConv2d | QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:
     if layer.input_quantizer is not None:
         x = layer.input_quantizer(x)
+    if isinstance(layer, QuantLinear) and layer.input_dropout is not None:
+        x = layer.input_dropout(x)
     weight = layer.weight if layer.weight_quantizer is None else layer.weight_quantizer(layer.weight)
     return x, weight
 

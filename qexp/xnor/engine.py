@@ -13,7 +13,7 @@ from qexp.convert import TwoModes
 from qexp.errors import ConfigError
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
-from qexp.tracing import input_node
+from qexp.tracing import input_node, tensor_inputs
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.layers import IntegerLayer, Mode
@@ -22,7 +22,7 @@ from qexp.xnor.product import NativeProduct, TorchProduct
 KEEPS_VALUES = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AlphaDropout)
 """Modules that hand on values of their input, in evaluation."""
 
-KEEPS_VALUES_CALLS = ("flatten", "dropout", "max_pool2d", "reshape", "view", "contiguous", "relu")
+KEEPS_VALUES_CALLS = ("cat", "flatten", "dropout", "max_pool2d", "reshape", "view", "contiguous", "relu")
 
 
 @dataclass
@@ -87,7 +87,7 @@ def make_engine(
 def _evaluated(network: nn.Module) -> fx.GraphModule:
     """Return a copy in evaluation mode, its graph to be read and rewritten."""
     if isinstance(network, TwoModes):
-        raise ConfigError("engine xnor: a network whose training and evaluation graphs differ cannot run on it.")
+        network = network.evaluation()
     if not isinstance(network, fx.GraphModule):
         raise ConfigError("engine xnor: nothing of this network is quantized; it runs networks of few bits.")
     return copy.deepcopy(network).eval().cpu().float()
@@ -105,17 +105,20 @@ def _layers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Conv2d | nn.Lin
 
 def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | QuantLinear) -> Grid:
     """Return the grid of the values that a layer is called with, or raise ConfigError with the reason."""
-    quantizer = layer.input_quantizer
-    if quantizer is None:
-        found = {_source(graph, input_node(call)) for call in graph.graph.nodes if call.target == node.target}
-        if len(found) != 1 or None in found:
-            raise ConfigError("its input does not come from one quantizer")
-        quantizer = found.pop()
-    assert quantizer is not None  # looked at above
-    if quantizer.bits == 32:
+    if layer.input_quantizer is not None:
+        found: set[Quantizer | None] = {layer.input_quantizer}
+    else:
+        calls = [call for call in graph.graph.nodes if call.target == node.target]
+        found = {source for call in calls for source in _sources(graph, input_node(call))}
+    quantizers = [quantizer for quantizer in found if quantizer is not None]
+    if len(quantizers) < len(found):
+        raise ConfigError("its input does not come from quantizers alone")
+    if any(quantizer.bits == 32 for quantizer in quantizers):
         raise ConfigError("its input is float")
-    codebook = quantizer.codes(torch.zeros(1, *quantizer.site.shape)).codebook
-    grid = grid_of(one_step(codebook))
+    first, *others = [one_step(each.codes(torch.zeros(1, *each.site.shape)).codebook) for each in quantizers]
+    if not all(torch.equal(first, other) for other in others):
+        raise ConfigError(f"its input comes from {len(quantizers)} quantizers whose levels differ")
+    grid = grid_of(first)
     if isinstance(grid, str):
         raise ConfigError(f"the codes of its input: {grid}")
     if grid.half_step.dim():
@@ -123,18 +126,21 @@ def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | Quant
     return grid
 
 
-def _source(graph: fx.GraphModule, node: fx.Node) -> Quantizer | None:
-    """Return the quantizer whose values `node` hands on, if there is one."""
-    while True:
-        if node.op == "call_module":
-            module = graph.get_submodule(str(node.target))
-            if isinstance(module, Quantizer):
-                return module
-            if not isinstance(module, KEEPS_VALUES):
-                return None
-        elif node.op not in ("call_function", "call_method") or _call_name(node) not in KEEPS_VALUES_CALLS:
-            return None
-        node = input_node(node)
+def _sources(graph: fx.GraphModule, node: fx.Node) -> Iterator[Quantizer | None]:
+    """Yield the quantizers whose values `node` hands on, and None for values that no quantizer made."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, Quantizer):
+            yield module
+            return
+        passes = isinstance(module, KEEPS_VALUES)
+    else:
+        passes = node.op in ("call_function", "call_method") and _call_name(node) in KEEPS_VALUES_CALLS
+    if not passes:
+        yield None
+        return
+    for before in tensor_inputs(node):
+        yield from _sources(graph, before)
 
 
 def _call_name(node: fx.Node) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from qexp.convert import TwoModes
 from qexp.errors import CheckpointError, ConfigError
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.qnn import QNNMLP, QNNConvNet
+from qexp.models.torchvision_models import classifier
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight
+from qexp.quantizers.pact import PACT
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
 from qexp.quantizers.qnn_linear import LinearActivation, LinearWeight
 from qexp.quantizers.qnn_log import LogActivation, LogWeight
@@ -29,7 +33,7 @@ from qexp.xnor.grids import grid_of
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.product import TorchProduct, linear_geometry
 
-from ..conversions import quantized, scheme
+from ..conversions import TwoGraphs, quantized, scheme
 
 BINARY = Method("qnn_binary", BinaryWeight, BinaryActivation)
 HALF = ((-1.0,), (1.0,))
@@ -52,6 +56,18 @@ def network(model: nn.Module, method: Method, bits=(1, 1), shape=(1, 8, 8), firs
 
 def mlp(method: Method = BINARY, **changes) -> nn.Module:
     return network(QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=(70, 100)), method, **changes)
+
+
+class Branches(nn.Module):
+    """Two layers side by side, and one that reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 5, 1)
+        self.fc = nn.Linear(9 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.one(x).relu(), self.two(x).relu()], 1).flatten(1))
 
 
 def batches(shape=(1, 8, 8), count: int = 40):
@@ -96,12 +112,42 @@ def test_a_network_proves_itself(method: Method, product: TorchProduct) -> None:
     assert proof.accumulators == [("fc1", 2800, 0), ("fc2", 4000, 0), ("fc", 400, 0)]
 
 
-def test_bit_planes_and_convolutions_prove_themselves(product: TorchProduct) -> None:
+@pytest.mark.parametrize("zero", [True, False])
+def test_bit_planes_and_convolutions_prove_themselves(product: TorchProduct, zero: bool) -> None:
+    activation = functools.partial(LinearActivation, zero=zero)
     model = QNNConvNet(input_shape=(3, 8, 8), num_classes=10, channels=8, hidden=16)
-    fake = network(model, Method("qnn_linear", LinearWeight, LinearActivation), (2, 2), (3, 8, 8), (2, 8))
+    fake = network(model, Method("qnn_linear", LinearWeight, activation), (2, 2), (3, 8, 8), (2, 8))
     engine = make_engine(fake, product)
     assert len(engine.layers) == 9
     assert prove(engine, fake, batches((3, 8, 8), 4)).holds
+
+
+def test_a_network_of_branches_proves_itself(product: TorchProduct) -> None:
+    fake = network(
+        classifier(input_shape=(3, 32, 32), num_classes=10, architecture="googlenet"), BINARY, (1, 1), (3, 32, 32)
+    )
+    engine = make_engine(fake, product)
+    assert len(engine.layers) == 57
+    assert engine.left == [("fc", "its input does not come from quantizers alone")]  # means of signs
+    assert prove(engine, fake, batches((3, 32, 32), 4)).holds
+
+
+def test_branches_on_different_grids_stay_as_they_are(product: TorchProduct) -> None:
+    how = scheme((2, 2), (2, 2), method=Method("pact", LinearWeight, PACT))
+    fake = quantized(Branches(), how, (3, 8, 8)).eval()
+    assert not make_engine(fake, product).left
+    with torch.no_grad():
+        next(module for module in fake.modules() if isinstance(module, PACT)).alpha.mul_(2)
+    assert make_engine(fake, product).left == [("fc", "its input comes from 2 quantizers whose levels differ")]
+
+
+def test_a_network_of_two_graphs_runs_on_that_of_evaluation(product: TorchProduct) -> None:
+    fake = network(TwoGraphs(), BINARY, (1, 1), (3, 8, 8), (1, 8))
+    engine = make_engine(fake, product)
+    assert isinstance(fake, TwoModes) and engine.layers
+    images = batches((3, 8, 8), 4)
+    assert prove(engine, fake, images).holds
+    assert torch.allclose(engine.network(images[0][0]), fake(images[0][0]), atol=1e-5)
 
 
 def test_a_wrong_accumulator_is_found(product: TorchProduct) -> None:
