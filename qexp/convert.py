@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from qexp.graph.plan import Plan
+from qexp.graph.tracing import input_node, layer_calls, relu_sites
 from qexp.layers.quantized import QUANTIZED_LAYERS, QuantLinear
-from qexp.plan import Plan
 from qexp.quantizers.base import Quantizer
-from qexp.tracing import input_node, layer_calls, relu_sites
 
 
 class TwoModes(nn.Module):

@@ -23,15 +23,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qexp import build
-from qexp.composition import QexpLoader, decode_layers, encode_override, loader
 from qexp.errors import ConfigError, Interrupted, QexpError
-from qexp.grids import expand, sweep
 from qexp.interrupts import asking_workers, raising_on_sigterm
-from qexp.jobs import Job, Record, exit_code, refuse_other_command, run_job
-from qexp.launchers import KEEP, Launcher, quoted
-from qexp.preflight import look, say
-from qexp.sweep_summary import lost, print_summary, settled
-from qexp.sweeps import Sweep
+from qexp.jobs.composition import QexpLoader, decode_layers, encode_override, loader
+from qexp.jobs.grids import expand, sweep
+from qexp.jobs.job import Job, Record, exit_code, refuse_other_command, run_job
+from qexp.jobs.launchers import KEEP, Launcher, quoted
+from qexp.jobs.preflight import look, say
+from qexp.jobs.summary import lost, print_summary, settled
+from qexp.jobs.sweeps import Sweep
 
 
 class _Parser(argparse.ArgumentParser):

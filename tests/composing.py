@@ -10,8 +10,8 @@ from hydra import version
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from qexp.composition import decode_layers, loader
 from qexp.config import Config, parse
+from qexp.jobs.composition import decode_layers, loader
 from qexp.paths import config_dir
 
 

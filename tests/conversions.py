@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.convert import quantize_model
+from qexp.graph.plan import Plan, make_plan
+from qexp.graph.scheme import LayerRule, Method, Scheme, Widths
 from qexp.models.torchvision_models import classifier
-from qexp.plan import Plan, make_plan
 from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight
 from qexp.quantizers.pact import PACT
-from qexp.scheme import LayerRule, Method, Scheme, Widths
 
 PACT_METHOD = Method("pact", DoReFaWeight, PACT)
 DOREFA = Method("dorefa", DoReFaWeight, DoReFaActivation)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
+from qexp.graph.scheme import Method, Widths
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
 from qexp.models.torchvision_models import classifier
@@ -15,7 +16,6 @@ from qexp.quantizers.base import named_quantizers
 from qexp.quantizers.dorefa import dorefa_weight
 from qexp.quantizers.pact import PACT, pact
 from qexp.quantizers.qnn_linear import LinearActivation
-from qexp.scheme import Method, Widths
 
 from .conversions import INPUTS, NONE, Small, TwoGraphs, quantized, rule, scheme
 

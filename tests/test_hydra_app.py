@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from qexp import hydra_app, jobs, preflight
-from qexp.composition import decode_overrides, encode_override
+from qexp import hydra_app
 from qexp.config import Config
 from qexp.errors import ConfigError, Interrupted
+from qexp.jobs import job as jobs
+from qexp.jobs import preflight
+from qexp.jobs.composition import decode_overrides, encode_override
 
 from .composing import compose
 

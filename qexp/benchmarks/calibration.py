@@ -14,12 +14,12 @@ from qexp.benchmarks.steps import finishing
 from qexp.build import build
 from qexp.calibration.fit import fit_activations
 from qexp.calibration.folding import fold_batch_norm
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.models.torchvision_models import classifier
-from qexp.plan import make_plan
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.pwlq import PWLQWeight
 from qexp.quantizers.uniform import UniformActivation, UniformWeight
-from qexp.scheme import Method, Scheme, Widths
 
 NETWORK = "resnet50"
 SHAPE = (3, 224, 224)

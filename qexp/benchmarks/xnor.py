@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from qexp.benchmarks.measure import Measure, in_turns, milliseconds, ratios, spread
 from qexp.convert import quantize_model
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.layers.quantized import QuantConv2d
 from qexp.models.qnn import QNNMLP
-from qexp.plan import make_plan
 from qexp.quantizers.base import Site
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
-from qexp.scheme import Method, Scheme, Widths
 from qexp.xnor.engine import make_engine
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.fusion import FusedMLP

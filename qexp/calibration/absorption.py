@@ -15,7 +15,7 @@ from torch import nn
 
 from qexp.calibration.bias import response
 from qexp.calibration.equalization import Equalized, layer_of, neighbours
-from qexp.tracing import is_relu
+from qexp.graph.tracing import is_relu
 
 DEVIATIONS = 3.0
 """Of a normal density below its mean, that are kept above the absorbed part."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qexp.plan import Plan
-from qexp.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
+from qexp.graph.plan import Plan
+from qexp.graph.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 """Of a layer's output: mean and standard deviation of each channel."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.calibration.folding import Folding
-from qexp.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
+from qexp.graph.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
 
 PASSES = 100
 """At most, over all pairs; a chain of layers settles step by step."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qexp.calibration.moments import Moments
 from qexp.calibration.observers import Observer
 from qexp.errors import ConfigError, DataError
-from qexp.plan import LayerPlan, Plan
+from qexp.graph.plan import LayerPlan, Plan
 from qexp.quantizers.adaround import AdaRoundWeight
 from qexp.quantizers.base import Observed, Quantizer, Site
 from qexp.quantizers.corrected import CorrectedWeight

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.errors import ConfigError
-from qexp.tracing import input_node, inside, is_layer, trace
+from qexp.graph.tracing import input_node, inside, is_layer, trace
 
 FOLDS_INTO: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: nn.Linear,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.errors import ConfigError
+from qexp.graph.plan import LayerPlan, Plan
+from qexp.graph.tracing import is_relu, layer_calls, relu_end
 from qexp.layers.quantized import float_output
 from qexp.ops.soft_rounding import annealed, inverse, rectified_sigmoid, rounding_penalty
-from qexp.plan import LayerPlan, Plan
 from qexp.quantizers.adaround import AdaRoundWeight
-from qexp.tracing import is_relu, layer_calls, relu_end
 
 KEPT_BYTES = 2**30
 """Of one layer's inputs and outputs, at most; where the images' are more, some of them are drawn."""

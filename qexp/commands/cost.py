@@ -235,8 +235,8 @@ def layer_list(config: Config) -> Layers:
     from qexp.build import build
     from qexp.commands.explain import layer_row
     from qexp.commands.network import build_float, scheme
-    from qexp.plan import make_plan
-    from qexp.tracing import layer_calls
+    from qexp.graph.plan import make_plan
+    from qexp.graph.tracing import layer_calls
 
     source = build(config.dataset)
     plan = make_plan(build_float(config, source), scheme(config, source), source.shape)

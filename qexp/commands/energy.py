@@ -42,8 +42,8 @@ def energy_table(words: Sequence[str]) -> Table:
     from qexp.build import build  # torch is imported below, after the words were looked at
     from qexp.commands.explain import layer_row
     from qexp.commands.network import build_float, scheme
+    from qexp.graph.plan import make_plan
     from qexp.models.weights import load_weights
-    from qexp.plan import make_plan
 
     run = Path(words[0]) if len(words) == 1 and "=" not in words[0] else None
     config = _config(words, run)

@@ -13,8 +13,8 @@ from rich.table import Table
 from qexp.build import build
 from qexp.commands.network import build_float, scheme
 from qexp.config import Config
+from qexp.graph.plan import LayerPlan, Plan, make_plan
 from qexp.hardware.cost import bit_operations, convolution_macs, linear_macs, packed_bytes
-from qexp.plan import LayerPlan, Plan, make_plan
 from qexp.quantizers.base import Quantizer
 
 

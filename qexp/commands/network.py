@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +22,15 @@ from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError
+from qexp.graph.plan import Plan, make_plan
+from qexp.graph.scheme import Factory, LayerRule, Method, Scheme, Widths
 from qexp.layers.normalization import shifted
 from qexp.models.weights import load_weights
 from qexp.ops.discretisation import Discretisation
 from qexp.ops.rounding import ste
-from qexp.plan import Plan, make_plan
 from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.gradient import GradientQuantizer
 from qexp.quantizers.image import ImageGrid
-from qexp.scheme import Factory, LayerRule, Method, Scheme, Widths
 
 
 def refuse_text(config: Config, what: str) -> None:
@@ -133,6 +134,18 @@ class AfterTraining:
     def quantized(self) -> nn.Module:
         """Return the network with the quantizers in place, in evaluation mode."""
         return self.model if self.plan is None else quantize_model(self.plan).eval()
+
+
+def check_network(config: Config, source: DataSource) -> None:
+    """Refuse what the network of `config` does not support, at the cost of its shapes alone.
+
+    Raises:
+        ConfigError: the method does not support what is asked of it.
+    """
+    bare = {key: value for key, value in config.model.items() if key != "weights"}
+    if config.model.get("weights") is None or config.calibration is not None:
+        with torch.device("meta"):  # shapes without numbers: what a method refuses shows there
+            build_network(dataclasses.replace(config, model=bare, calibration=None), source)
 
 
 def calibrated_network(config: Config, source: DataSource) -> AfterTraining:

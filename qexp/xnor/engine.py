@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
+from qexp.graph.tracing import input_node, tensor_inputs
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
-from qexp.tracing import input_node, tensor_inputs
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.layers import IntegerLayer, Mode

@@ -12,9 +12,9 @@ from qexp.calibration.bias import clipped_mean, correct_biases, expected_inputs,
 from qexp.calibration.fit import fit_weights
 from qexp.calibration.folding import fold_batch_norm
 from qexp.convert import quantize_model
-from qexp.plan import make_plan
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.quantizers.uniform import UniformWeight
-from qexp.scheme import Method, Scheme, Widths
 
 SHAPE = (3, 12, 12)
 

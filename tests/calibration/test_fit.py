@@ -11,13 +11,13 @@ from torch import nn
 from qexp.calibration.fit import correct_weights, fit_activations, fit_weights, fitted_weights
 from qexp.calibration.observers import MinMax
 from qexp.errors import ConfigError, DataError
-from qexp.plan import Plan, make_plan
+from qexp.graph.plan import Plan, make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.quantizers.base import Site
 from qexp.quantizers.corrected import CorrectedWeight, correction
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.uniform import UniformActivation, UniformWeight
-from qexp.scheme import Method, Scheme, Widths
 
 SHAPE = (3, 8, 8)
 

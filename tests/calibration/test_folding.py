@@ -17,13 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.build import build
 from qexp.calibration.folding import Folding, fold_batch_norm
-from qexp.composition import config_dir, loader
 from qexp.convert import quantize_model
 from qexp.errors import ConfigError
+from qexp.graph.plan import make_plan
+from qexp.graph.tracing import layer_calls, relu_sites, trace
+from qexp.jobs.composition import config_dir, loader
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.torchvision_models import construct
-from qexp.plan import make_plan
-from qexp.tracing import layer_calls, relu_sites, trace
 
 from ..conversions import INPUTS, scheme
 

@@ -16,12 +16,12 @@ from qexp.build import build
 from qexp.calibration.bias import measured_inputs
 from qexp.calibration.fit import fit_activations
 from qexp.calibration.observers import Observer
+from qexp.graph.plan import Plan, make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.paths import config_dir
-from qexp.plan import Plan, make_plan
 from qexp.quantizers.base import Site
 from qexp.quantizers.pwlq import PWLQActivation
 from qexp.quantizers.uniform import UniformWeight
-from qexp.scheme import Method, Scheme, Widths
 
 SHAPE = (3, 16, 16)
 BATCHES = 40

@@ -15,13 +15,13 @@ from qexp.calibration.observers import MinMax
 from qexp.calibration.reconstruction import learn_roundings, search
 from qexp.convert import quantize_model
 from qexp.errors import ConfigError
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
+from qexp.graph.tracing import trace
 from qexp.ops.soft_rounding import annealed, inverse, rectified_sigmoid, rounding_penalty
-from qexp.plan import make_plan
 from qexp.quantizers.adaround import AdaRoundWeight
 from qexp.quantizers.base import Site
 from qexp.quantizers.uniform import UniformActivation
-from qexp.scheme import Method, Scheme, Widths
-from qexp.tracing import trace
 
 SHAPE = (3, 8, 8)
 

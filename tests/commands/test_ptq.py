@@ -14,9 +14,9 @@ from qexp.commands import eval as evaluation
 from qexp.commands import ptq, status, table, train
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, DataError
+from qexp.jobs.preflight import run_of
 from qexp.lit.checkpoint import read_checkpoint
 from qexp.models.torchvision_models import classifier
-from qexp.preflight import run_of
 from qexp.report.across import across_table
 from qexp.report.measured import measured_table
 from qexp.runs import find_runs

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from qexp.convert import quantize_model
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.layers.quantized import QuantRecurrence
 from qexp.layers.recurrence import Recurrence
 from qexp.models.recurrent import LanguageModel
-from qexp.plan import make_plan
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.qnn_linear import LinearActivation, LinearWeight
-from qexp.scheme import Method, Scheme, Widths
 
 STEPS, VOCABULARY, UNITS = 7, 11, 6
 

@@ -6,7 +6,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from qexp.build import build
-from qexp.composition import config_dir, loader
+from qexp.jobs.composition import config_dir, loader
 from qexp.report.headers import read_header
 
 NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))

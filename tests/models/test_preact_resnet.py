@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 
 from qexp.errors import ConfigError
+from qexp.graph.plan import Plan, make_plan
 from qexp.hardware.cost import convolution_macs, linear_macs
 from qexp.models.preact_resnet import Convolution, PreactivationImageNetResNet, ResidualUnit
-from qexp.plan import Plan, make_plan
 from qexp.quantizers.base import Quantizer
 
 from ..conversions import scheme

@@ -11,8 +11,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from qexp.build import build
-from qexp.composition import decode_layers, encode_override, loader
-from qexp.grids import expand
+from qexp.jobs.composition import decode_layers, encode_override, loader
+from qexp.jobs.grids import expand
 from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
 from qexp.quantizers.base import Site

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 
 from qexp.build import build, locate
 from qexp.errors import ConfigError
+from qexp.graph.tracing import trace
 from qexp.ops.rounding import ste
 from qexp.paths import config_dir
 from qexp.quantizers.base import BITS, Quantizer, Site, scope_shape
-from qexp.tracing import trace
 
 SITES = {
     "weight": Site("conv", "weight", (6, 4, 3, 3)),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qexp.errors import ConfigError
-from qexp.plan import make_plan
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method
 from qexp.quantizers.base import Site
 from qexp.quantizers.relu import QuantizedReLU
-from qexp.scheme import Method
 
 from ..conversions import Small, scheme
 

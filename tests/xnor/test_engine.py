@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qexp.convert import TwoModes
 from qexp.errors import CheckpointError, ConfigError
+from qexp.graph.scheme import Method, Widths
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.qnn import QNNMLP, QNNConvNet
 from qexp.models.torchvision_models import classifier
@@ -24,7 +25,6 @@ from qexp.quantizers.qnn_linear import LinearActivation, LinearWeight
 from qexp.quantizers.qnn_log import LogActivation, LogWeight
 from qexp.quantizers.ternary import TernaryWeight
 from qexp.quantizers.xnor import XNORWeight
-from qexp.scheme import Method, Widths
 from qexp.xnor import extension
 from qexp.xnor.checkpoint import load_packed, save_packed, take_over
 from qexp.xnor.engine import make_engine, products, prove

@@ -10,9 +10,9 @@ from typing import Literal
 from torch import fx
 
 from qexp.errors import ConfigError, did_you_mean
+from qexp.graph.tracing import layer_calls, relu_sites
 from qexp.ops.rounding import ste
 from qexp.quantizers.base import Quantizer, Rounding, Site
-from qexp.tracing import layer_calls, relu_sites
 
 Factory = Callable[..., Quantizer]
 """Makes a quantizer from `bits`, `site`, `rounding` and, for a layer rule that sets it, `scope`."""

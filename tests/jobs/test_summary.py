@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from qexp.jobs import Record
-from qexp.sweep_summary import print_summary
+from qexp.jobs.job import Record
+from qexp.jobs.summary import print_summary
 
 LONG = "resnet20_v1-cifar10-pact-w4a4-s0-1a2b3c4d"
 

@@ -14,8 +14,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from qexp.composition import encode_override
 from qexp.errors import ConfigError
+from qexp.jobs.composition import encode_override
 
 Launch = Callable[[list[list[str]], int], Sequence[Any]]
 """Starts jobs, given their overrides and the number of the first, and returns what came of each."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 from rich.console import Console
 from rich.progress import track
 
-from qexp.composition import FAILURE, QexpLoader, decode_overrides
 from qexp.config import Config, parse
 from qexp.errors import ConfigError, QexpError
-from qexp.jobs import MAKERS, Job, Record, by_reason, plain_config
+from qexp.jobs.composition import FAILURE, QexpLoader, decode_overrides
+from qexp.jobs.job import MAKERS, Job, Record, by_reason, plain_config
 
 
 @dataclass
@@ -102,16 +100,7 @@ def run_of(config: Config) -> str | None:
 
     planned = (train if config.calibration is None else ptq).plan(config)
     if planned.run.read_result() is None:
-        _check_network(planned.config, planned.source)
+        from qexp.commands.network import check_network
+
+        check_network(planned.config, planned.source)
     return planned.run_id
-
-
-def _check_network(config: Config, source: Any) -> None:
-    import torch
-
-    from qexp.commands.network import build_network
-
-    bare = {key: value for key, value in config.model.items() if key != "weights"}
-    if config.model.get("weights") is None or config.calibration is not None:
-        with torch.device("meta"):  # shapes without numbers: what a method refuses shows there
-            build_network(dataclasses.replace(config, model=bare, calibration=None), source)

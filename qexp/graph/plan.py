@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from qexp.errors import ConfigError
+from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, site_setting
+from qexp.graph.shapes import Shape, record_shapes
+from qexp.graph.tracing import consumers, input_node, layer_calls, nonnegative, relu_sites, sources, trace
 from qexp.layers.recurrence import Recurrence
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.image import ImageGrid
-from qexp.scheme import Factory, Scheme, Setting, layer_settings, site_setting
-from qexp.shapes import Shape, record_shapes
-from qexp.tracing import consumers, input_node, layer_calls, nonnegative, relu_sites, sources, trace
 
 
 @dataclass

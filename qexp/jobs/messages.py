@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from qexp.bits import RULE
-from qexp.composition import LAYERS_RULE, QexpLoader, decode_overrides, decode_pattern
 from qexp.errors import ConfigError, did_you_mean
+from qexp.jobs.composition import LAYERS_RULE, QexpLoader, decode_overrides, decode_pattern
 
 _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'\.\s*(No match in the defaults list)?")
 _NO_GROUP = re.compile(r"config group '(?P<key>[^']+)' does not exist")

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import ConfigError
+from qexp.graph.plan import Plan
+from qexp.graph.scheme import LayerRule, Scheme, Widths
 from qexp.models.mlp import MLP
 from qexp.models.resnet_cifar import PreactivationResNet
-from qexp.plan import Plan
 from qexp.quantizers.image import ImageGrid
 from qexp.quantizers.pact import PACT
-from qexp.scheme import LayerRule, Scheme, Widths
 
-from .conversions import DOREFA, INPUTS, NONE, RANGE, Small, TwoGraphs, plan_of, rule, scheme, shapes_only
+from ..conversions import DOREFA, INPUTS, NONE, RANGE, Small, TwoGraphs, plan_of, rule, scheme, shapes_only
 
 
 def weight_bits(plan: Plan) -> dict[str, int]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from qexp import hydra_app, security
+from qexp import hydra_app
 from qexp.errors import ConfigError
-from qexp.security import check_hydra, check_interpolations, check_overrides
+from qexp.jobs import security
+from qexp.jobs.security import check_hydra, check_interpolations, check_overrides
 
 GLOBAL = "# @package _global_\n"
 

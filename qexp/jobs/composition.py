@@ -30,8 +30,8 @@ from yaml import YAMLError
 
 from qexp.bits import BITS, parse_bits
 from qexp.errors import ConfigError
+from qexp.jobs.security import check_hydra, check_overrides
 from qexp.paths import config_dir
-from qexp.security import check_hydra, check_overrides
 
 _BITS_CHOICE = re.compile(r"(?P<key>\+{0,2}bits(@[^=]*)?)=(?P<value>\d+)\s*$")
 _LAYER_KEY = re.compile(
@@ -256,7 +256,7 @@ class QexpLoader(ConfigLoaderImpl):
         """Return a composition's error in a line of the user's own words."""
         if isinstance(error, ConfigError):
             return str(error)
-        from qexp.messages import one_line
+        from qexp.jobs.messages import one_line
 
         return one_line(error, self, command, overrides)
 

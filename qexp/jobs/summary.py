@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qexp.errors import Interrupted
-from qexp.jobs import Record, by_reason, record_of
+from qexp.jobs.job import Record, by_reason, record_of
 from qexp.runs import RunDirectory
 
 COLOURS = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "running": "yellow", "done": "green"}

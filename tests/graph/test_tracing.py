@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qexp.errors import ConfigError
+from qexp.graph.shapes import record_shapes
+from qexp.graph.tracing import consumers, layer_calls, nonnegative, relu_sites, sources, trace
 from qexp.models.resnet_cifar import PreactivationResNet
 from qexp.models.torchvision_models import classifier
-from qexp.shapes import record_shapes
-from qexp.tracing import consumers, layer_calls, nonnegative, relu_sites, sources, trace
 
 
 def torchvision_graph(name: str) -> fx.GraphModule:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qexp import hydra_app, launchers
+from qexp import hydra_app
+from qexp.jobs import launchers
 from qexp.runs import Run, find_runs
 
 NAMES = ["joblib", "submitit_local", "ray"]

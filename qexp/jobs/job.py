@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qexp.build import check_targets
-from qexp.composition import FAILURE, decode_layers, decode_overrides, loader
 from qexp.config import Config, parse
 from qexp.errors import ConfigError, Interrupted, QexpError, did_you_mean
 from qexp.interrupts import hand_back, raising_on_sigterm
+from qexp.jobs.composition import FAILURE, decode_layers, decode_overrides, loader
+from qexp.jobs.security import check_interpolations
+from qexp.jobs.sweeps import Sweep
 from qexp.locks import InUseError
 from qexp.saved import check_place, run_config
-from qexp.security import check_interpolations
-from qexp.sweeps import Sweep
 
 MAKERS = ("train", "ptq")
 """The commands that make runs."""

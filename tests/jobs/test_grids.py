@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.errors import ConfigError
-from qexp.grids import Grid, expand, narrowed, sweep, union
+from qexp.jobs.grids import Grid, expand, narrowed, sweep, union
 
 TABLE = ["quantizer=none", "quantizer=pact,dorefa bits=2,4"]
 
