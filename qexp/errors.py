@@ -34,11 +34,11 @@ class TrainingError(QexpError):
     exit_code = 1
 
 
-class Interrupted(BaseException):  # noqa: N818, it is no error: the user asked for it
+class Interrupted(BaseException):
     """A run that a signal ended after its checkpoint was written; typed again, it goes on.
 
-    No Exception, like KeyboardInterrupt: a signal comes anywhere, also inside of libraries that turn every Exception
-    into one of their own.
+    The user asked for it, so it is no error; and like KeyboardInterrupt it is no Exception, since a signal comes
+    anywhere, even inside libraries that turn every Exception into one of their own.
 
     `signal` is the signal's number, `exit_code` what a shell expects of it (130 for Ctrl-C, 143 for SIGTERM).
     """

@@ -74,7 +74,7 @@ class Worker:
             self.process.start()
         theirs.close()
 
-    def failure(self) -> Exception:
+    def failure(self) -> BaseException:
         """Return what the process reported, as this process would have raised it; a bug's traceback is printed."""
         if self.report is None:
             code = self.process.exitcode or 0

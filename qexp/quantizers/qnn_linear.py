@@ -48,21 +48,6 @@ def linear_codes(x: Tensor, bits: int, reach: Tensor | None = None) -> Codes:
     return Codes((integers + half).int(), uniform_codebook(-half, half - 1, step))
 
 
-def linear_quant_ends(x: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
-    """Round `x` to 2^bits levels evenly apart from -1 to 1, both ends among them and 0 not; one bit is the sign.
-
-    The gradient passes where |x| <= 1.
-
-    >>> linear_quant_ends(torch.tensor([-3.0, -0.1, 0.1, 1.0]), bits=2).tolist()
-    [-1.0, -0.3333333432674408, 0.3333333432674408, 1.0]
-    """
-    if bits == 1:
-        return windowed(sign(x), x)
-    steps = 2**bits - 1
-    integers = rounding((windowed(x.float().clamp(-1.0, 1.0), x.float()) + 1) * (steps / 2))
-    return ((2 * integers - steps) / steps).to(x.dtype)
-
-
 class LinearWeight(BoundedWeight):
     """Weights by LinearQuant; their gradient passes whole, and clipping them is its window.
 
@@ -102,31 +87,16 @@ class LinearWeight(BoundedWeight):
 
 
 class LinearActivation(Quantizer):
-    """Activations by LinearQuant behind a hard tanh: the gradient passes where |x| <= 1.
-
-    Args:
-        zero: whether 0 is a level. False: the levels go from -1 to 1 as one bit's sign does, so that nothing,
-            however small, rounds to 0 (ours: the states of a recurrent network start below half a step).
-    """
-
-    def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, zero: bool = True) -> None:
-        super().__init__(bits, site, rounding)
-        self.zero = zero
+    """Activations by LinearQuant behind a hard tanh: the gradient passes where |x| <= 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded activations."""
-        if self.bits == 32:
-            return x
-        return (linear_quant if self.zero else linear_quant_ends)(x, self.bits, self.rounding)
+        return x if self.bits == 32 else linear_quant(x, self.bits, self.rounding)
 
     def codes(self, x: Tensor) -> Codes:
         """Return which level each activation takes."""
         self.require_steps(None if self.bits == 32 else 1)
-        if self.zero or self.bits == 1:
-            return linear_codes(x, self.bits)
-        steps = 2**self.bits - 1
-        integers = torch.round((x.detach().float().clamp(-1.0, 1.0) + 1) * (steps / 2))
-        return Codes(integers.int(), torch.arange(-steps, steps + 1, 2, device=x.device) / steps)
+        return linear_codes(x, self.bits)
 
     @torch.no_grad()
     def describe(self, x: Tensor | None = None) -> Description:
