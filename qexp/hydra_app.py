@@ -137,7 +137,8 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
         words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
         if not launcher.elsewhere:
             return _finish(_multirun(hydra, words, job))
-        shared = Sweep(folder, Path.cwd(), build.plugins(), " ".join(["qexp", *sys.argv[1:]]))
+        line = " ".join(["qexp", *sys.argv[1:]])
+        shared = Sweep(folder, Path.cwd(), build.plugins(), line, deaf=launcher.name == "joblib")
         with launcher.environment(at_once):
             job = dataclasses.replace(job, sweep=shared)
             records, code = _run_elsewhere(hydra, words, job, launcher.name, shared)

@@ -83,6 +83,8 @@ def _run_job(job: Job, composed: DictConfig, overrides: str, *, sweep: bool) -> 
         return Record(overrides, "missing", message="not started: the sweep was interrupted")
     if sweep and not job.dry_run:
         print(f"\n[{int(HydraConfig.get().job.num) + 1}] {overrides or job.command}", flush=True)
+    if job.sweep:
+        job.sweep.stand_fast()
     try:
         with raising_on_sigterm():
             if job.sweep:

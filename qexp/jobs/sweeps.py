@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,17 @@ class Sweep:
         cwd: where the command was typed; relative paths start there.
         plugins: the packages that the user named.
         line: what was typed.
+        deaf: whether a worker ignores SIGTERM between jobs. Sent to a whole group of processes, it may end one of
+            joblib's with the queue's lock in its hand, on which the others would wait for ever.
+        owner: the process in which it was typed.
     """
 
     folder: Path
     cwd: Path
     plugins: tuple[str, ...]
     line: str
+    deaf: bool = False
+    owner: int = field(default_factory=os.getpid)
 
     @property
     def stop(self) -> Path:
@@ -58,6 +65,11 @@ class Sweep:
         os.environ[STOP_VARIABLE] = str(self.stop)
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):  # what this job has of a machine that it shares
             os.environ.setdefault("OMP_NUM_THREADS", cores)
+
+    def stand_fast(self) -> None:
+        """Let a worker that `deaf` is about ignore SIGTERM from now on; a job's own handler comes on top of it."""
+        if self.deaf and os.getpid() != self.owner and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def stopped_by(self) -> int | None:
         """Return the signal by which the sweep was stopped, or None."""

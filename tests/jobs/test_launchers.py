@@ -125,6 +125,20 @@ def test_ctrl_c_leaves_checkpoints_that_go_on(launcher: str, tmp_path: Path) -> 
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("launcher", ["joblib"], indirect=True)
+def test_a_signal_to_the_whole_group_is_nothing_to_a_worker_that_waits(launcher: str, tmp_path: Path) -> None:
+    process = start(tmp_path, launcher, "epochs=1,2000", "trainer.compile=false", start_new_session=True)
+    wait_for(tmp_path, "outputs/train/*/result.json")
+    wait_for(tmp_path, "outputs/train/*/metrics.csv")
+    time.sleep(1)  # the worker of the short run takes its way back to the queue
+    os.killpg(process.pid, signal.SIGTERM)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert {"1 done", "1 interrupted"} == counts(printed)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["submitit_local"], indirect=True)
 def test_a_scheduler_that_needs_the_machine_gets_a_checkpoint_and_the_job_back(
     launcher: str, tmp_path: Path
