@@ -62,6 +62,7 @@ _NUMERICS = (
 )
 
 _METHODS_SEED = "quantizer.weight.seed"
+_MOVED_BY_IT = "quantizer.weight.perturbation"
 
 # What a float network does not have: left out when a baseline is looked for.
 _QUANTIZATION = (
@@ -186,8 +187,8 @@ def facts(run: Run) -> Facts:
     rule = ABSENT if is_float else _first_last(run.config)
     for key in ("first_last", "quantizer.first_last", "epochs"):
         recipe.pop(key, None)
-    if recipe.get(_METHODS_SEED, ABSENT) == run.config.get("seed"):
-        recipe.pop(_METHODS_SEED)  # it follows the run's
+    if recipe.get(_METHODS_SEED, ABSENT) == run.config.get("seed") or recipe.get(_MOVED_BY_IT) == 0:
+        recipe.pop(_METHODS_SEED, None)  # it follows the run's, or has nothing to move
     if _decays_by_bits(run.config):
         recipe["optimizer.weight_decay"] = "by bits"  # one recipe, whatever the width
     trained = {} if calibrated else _trained(run.config)

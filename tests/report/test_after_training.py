@@ -350,6 +350,13 @@ def test_median_and_worst_of_runs_whose_breakpoints_follow_their_seed(calibrated
     assert {row["interval"] for row in shown.values()} == {"n = 3"}
 
 
+def test_a_seed_of_breakpoints_that_moves_none_divides_no_group(calibrated: Make, tmp_path: Path) -> None:
+    for seed in range(3):
+        calibrated("quantizer=pwlq", "bits=w4a8", seed=seed, accuracy=0.7 + seed / 100)
+    (group,) = group_runs(found(tmp_path), "test_accuracy")
+    assert group.summary.n == 3
+
+
 def test_a_seed_of_breakpoints_that_does_not_follow_the_runs_is_a_setting(calibrated: Make) -> None:
     words = ("quantizer=pwlq", "bits=w4a8", "quantizer.weight.perturbation=0.05")
     assert asked(*words) != asked(*words, "quantizer.weight.seed=7")
