@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -129,11 +129,22 @@ def layer_calls(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:
 
 def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether `node` is a ReLU or ReLU6, be it a module, a function or a tensor method."""
+    return _calls(graph, node, RELU_MODULES, RELU_FUNCTIONS, RELU_METHODS)
+
+
+def _calls(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    modules: tuple[type[nn.Module], ...],
+    functions: Collection[Any],
+    methods: Collection[str] = (),
+) -> bool:
+    """Say whether `node` calls one of these."""
     if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), RELU_MODULES)
+        return isinstance(graph.get_submodule(str(node.target)), modules)
     if node.op == "call_function":
-        return node.target in RELU_FUNCTIONS
-    return node.op == "call_method" and node.target in RELU_METHODS
+        return node.target in functions
+    return node.op == "call_method" and node.target in methods
 
 
 def relu_end(graph: fx.GraphModule, node: fx.Node) -> float:
@@ -198,24 +209,26 @@ def input_node(node: fx.Node) -> fx.Node:
 
 
 def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), _PASSING_MODULES)
-    if node.op == "call_function":
-        return node.target in _PASSING_FUNCTIONS
-    return node.op == "call_method" and node.target in _PASSING_METHODS
+    return _calls(graph, node, _PASSING_MODULES, _PASSING_FUNCTIONS, _PASSING_METHODS)
 
 
-def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes a passing operation takes its values from: its first argument, or all of a list of them."""
     first: Any = node.args[0] if node.args else next(iter(node.kwargs.values()))
     return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else [first]
 
 
-def sources(graph: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes that made the values `node` reads, seen through pooling, reshaping and dropout."""
-    for before in tensor_inputs(node):
-        if _passes(graph, before):
-            yield from sources(graph, before)
+def sources(
+    graph: fx.GraphModule, node: fx.Node, passes: Callable[[fx.GraphModule, fx.Node], bool] = _passes
+) -> Iterator[fx.Node]:
+    """Yield the nodes that made the values `node` reads, seen through pooling, reshaping and dropout.
+
+    Args:
+        passes: says which nodes are seen through.
+    """
+    for before in _tensor_inputs(node):
+        if passes(graph, before):
+            yield from sources(graph, before, passes)
         else:
             yield before
 
@@ -239,14 +252,10 @@ def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:
 
 def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the values of `node` can be shown never to be negative."""
-    if is_relu(graph, node):
-        return True
-    if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), _NONNEGATIVE_MODULES):
-        return True
-    if node.op == "call_function" and node.target in _NONNEGATIVE_FUNCTIONS:
+    if is_relu(graph, node) or _calls(graph, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS):
         return True
     if _passes(graph, node):
-        return all(nonnegative(graph, before) for before in tensor_inputs(node))
+        return all(nonnegative(graph, before) for before in _tensor_inputs(node))
     if node.op in ("call_function", "call_method") and node.target in {
         operator.add,
         operator.iadd,

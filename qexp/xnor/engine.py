@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
-from qexp.graph.tracing import input_node, tensor_inputs
+from qexp.graph.tracing import sources
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
 from qexp.xnor.extension import NoCompilerError, native
@@ -109,7 +109,7 @@ def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | Quant
         found: set[Quantizer | None] = {layer.input_quantizer}
     else:
         calls = [call for call in graph.graph.nodes if call.target == node.target]
-        found = {source for call in calls for source in _sources(graph, input_node(call))}
+        found = {_quantizer(graph, made) for call in calls for made in sources(graph, call, _keeps_values)}
     quantizers = [quantizer for quantizer in found if quantizer is not None]
     if len(quantizers) < len(found):
         raise ConfigError("its input does not come from quantizers alone")
@@ -126,21 +126,16 @@ def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | Quant
     return grid
 
 
-def _sources(graph: fx.GraphModule, node: fx.Node) -> Iterator[Quantizer | None]:
-    """Yield the quantizers whose values `node` hands on, and None for values that no quantizer made."""
+def _quantizer(graph: fx.GraphModule, node: fx.Node) -> Quantizer | None:
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, Quantizer) else None
+
+
+def _keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether what `node` hands on are values of its inputs."""
     if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        if isinstance(module, Quantizer):
-            yield module
-            return
-        passes = isinstance(module, KEEPS_VALUES)
-    else:
-        passes = node.op in ("call_function", "call_method") and _call_name(node) in KEEPS_VALUES_CALLS
-    if not passes:
-        yield None
-        return
-    for before in tensor_inputs(node):
-        yield from _sources(graph, before)
+        return isinstance(graph.get_submodule(str(node.target)), KEEPS_VALUES)
+    return node.op in ("call_function", "call_method") and _call_name(node) in KEEPS_VALUES_CALLS
 
 
 def _call_name(node: fx.Node) -> str:
