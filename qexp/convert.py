@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qexp.graph.plan import Plan
 from qexp.graph.tracing import input_node, layer_calls, relu_sites
-from qexp.layers.quantized import QUANTIZED_LAYERS, QuantLinear
+from qexp.layers.quantized import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
 
 
@@ -99,22 +99,24 @@ def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -
             node.target = name
     for name, calls in layers.items():
         _set_submodule(graph, name, swapped[name])
-        for call in calls:
-            _take_dropout(graph, call, swapped[name])
+        _take_dropout(graph, calls, swapped[name])
     graph.graph.lint()
     graph.recompile()
 
 
-def _take_dropout(graph: fx.GraphModule, call: fx.Node, layer: nn.Module) -> None:
-    """Let a layer with an input quantizer drop values out itself, behind it, where a dropout serves it alone."""
-    before = input_node(call)
-    if not isinstance(layer, QuantLinear) or layer.input_quantizer is None or before.op != "call_module":
+def _take_dropout(graph: fx.GraphModule, calls: list[fx.Node], layer: nn.Module) -> None:
+    """Let a layer with an input quantizer drop values out itself, behind it, where one dropout serves it alone."""
+    before = [input_node(call) for call in calls]
+    if not isinstance(layer, QuantConv2d | QuantLinear) or layer.input_quantizer is None:
         return
-    dropout = graph.get_submodule(str(before.target))
-    if isinstance(dropout, nn.Dropout) and len(before.users) == 1:
+    if any(node.op != "call_module" or node.target != before[0].target for node in before):
+        return
+    dropout = graph.get_submodule(str(before[0].target))
+    if isinstance(dropout, nn.Dropout | nn.Dropout2d) and all(len(node.users) == 1 for node in before):
         layer.input_dropout = dropout
-        call.replace_input_with(before, input_node(before))
-        graph.graph.erase_node(before)
+        for call, node in zip(calls, before, strict=True):
+            call.replace_input_with(node, input_node(node))
+            graph.graph.erase_node(node)
 
 
 def _replace_call(graph: fx.GraphModule, node: fx.Node, name: str, quantizer: Quantizer) -> None:

@@ -246,28 +246,43 @@ def test_inception_runs_in_both_modes() -> None:
 
 
 class Dropping(nn.Module):
-    """Two layers that hand their input on, the second behind dropout, which the sum reads too if `shared`."""
+    """Two layers that hand their input on, the second behind dropout.
 
-    def __init__(self, shared: bool) -> None:
+    `read`: the second layer `alone` reads the dropped values, or the sum does `too`, or the second layer is called
+    `again` on values that were not dropped.
+    """
+
+    def __init__(self, kind: type[nn.Module], dropout: type[nn.Module], read: str) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(30, 30, bias=False), nn.Linear(30, 30, bias=False)
-        self.dropout = nn.Dropout(0.5)
-        self.shared = shared
+        kernel = (1,) if kind is nn.Conv2d else ()
+        self.first, self.second = (kind(30, 30, *kernel, bias=False) for _ in range(2))
+        self.dropout = dropout(0.5)
+        self.read = read
         for layer in (self.first, self.second):
-            nn.init.eye_(layer.weight)
+            nn.init.dirac_(layer.weight) if kernel else nn.init.eye_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(self.first(x))
-        return self.second(x) + 0 * x if self.shared else self.second(x)
+        x = self.first(x)
+        dropped = self.dropout(x)
+        found = self.second(dropped)
+        if self.read == "too":
+            return found + 0 * dropped
+        return found + 0 * self.second(x) if self.read == "again" else found
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_values_are_dropped_behind_the_quantizer_of_the_layer_that_alone_reads_them(shared: bool) -> None:
+@pytest.mark.parametrize("read", ["alone", "too", "again"])
+@pytest.mark.parametrize(
+    ("kind", "dropout"), [(nn.Linear, nn.Dropout), (nn.Conv2d, nn.Dropout), (nn.Conv2d, nn.Dropout2d)]
+)
+def test_values_are_dropped_behind_the_quantizer_of_the_layer_that_alone_reads_them(
+    kind: type[nn.Module], dropout: type[nn.Module], read: str
+) -> None:
     how = scheme(method=Method("signed", None, LinearActivation, "input"), bits=(32, 3), last=Widths(32, 3))
-    network = quantized(Dropping(shared), how, (30,))
-    x = torch.linspace(-0.7, 0.7, 30).expand(200, 30)
+    shape = (30, 1, 1) if kind is nn.Conv2d else (30,)
+    network = quantized(Dropping(kind, dropout, read), how, shape)
+    x = torch.linspace(-0.7, 0.7, 30).expand(200, 30).reshape(200, *shape)
     with torch.no_grad():
         evaluated, trained = network.eval()(x), network.train()(x)
     kept = trained != 0
     halved = torch.equal((trained / 2)[kept], evaluated[kept])  # else rounded on the grid when already doubled
-    assert halved != shared and 0.3 < kept.float().mean() < 0.6
+    assert halved == (read == "alone") and 0.3 < kept.float().mean() < 0.6

@@ -14,6 +14,8 @@ class QuantConv2d(nn.Conv2d):
     """A Conv2d whose weights pass through `weight_quantizer` and whose input through `input_quantizer`.
 
     Takes over `layer`'s parameter tensors, so names in a state dict and an optimizer's references stay valid.
+    A dropout in front of the layer goes behind the quantizer, as `input_dropout`: before it, training would round
+    values larger by 1 / (1 - p) than evaluation does, on the same grid.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class QuantConv2d(nn.Conv2d):
         )
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self.input_dropout: nn.Module | None = None
         self.gradient_quantizer: nn.Module | None = None
         _attach(self)
         self.train(layer.training)
@@ -46,8 +49,7 @@ class QuantConv2d(nn.Conv2d):
 class QuantLinear(nn.Linear):
     """A Linear whose weights pass through `weight_quantizer` and whose input through `input_quantizer`.
 
-    A dropout in front of the layer goes behind the quantizer, as `input_dropout`: before it, training would round
-    values larger by 1 / (1 - p) than evaluation does, on the same grid.
+    `input_dropout` as of `QuantConv2d`.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ def _attach(layer: QuantLayer) -> None:
 def _quantized(layer: QuantConv2d | QuantLinear, x: Tensor) -> tuple[Tensor, Tensor]:
     if layer.input_quantizer is not None:
         x = layer.input_quantizer(x)
-    if isinstance(layer, QuantLinear) and layer.input_dropout is not None:
+    if layer.input_dropout is not None:
         x = layer.input_dropout(x)
     weight = layer.weight if layer.weight_quantizer is None else layer.weight_quantizer(layer.weight)
     return x, weight
