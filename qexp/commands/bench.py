@@ -154,9 +154,10 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterat
 
 def _training(arguments: argparse.Namespace, topics: list[str], say: Callable[[str], None]) -> Iterator[Measure]:
     from qexp.benchmarks import training
+    from qexp.lit import cpu
     from qexp.lit.trainer import silence
 
-    _limit_threads(arguments)
+    cpu.prepare(arguments.threads)
     found = list(contests(arguments, say))
     work = {"step": training.step, "data": training.data, "memory": training.memory}
     for topic in topics:
@@ -170,24 +171,19 @@ def _after_training(arguments: argparse.Namespace) -> Iterator[Measure]:
     import torch
 
     from qexp.benchmarks import calibration
+    from qexp.lit import cpu
 
-    _limit_threads(arguments)
+    cpu.prepare(arguments.threads)
     cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
     yield from calibration.measures(arguments.rounds, torch.device("cuda" if cuda else "cpu"))
 
 
 def _packed(arguments: argparse.Namespace) -> Iterator[Measure]:
     from qexp.benchmarks import xnor
+    from qexp.lit import cpu
 
-    _limit_threads(arguments)
+    cpu.prepare(arguments.threads)
     yield from xnor.measures(arguments.rounds)
-
-
-def _limit_threads(arguments: argparse.Namespace) -> None:
-    import torch
-
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
 
 
 def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Contest]:

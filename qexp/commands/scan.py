@@ -158,15 +158,12 @@ def measure(config: Config, run: RunDirectory, wanted: Wanted, count: int) -> tu
         CheckpointError: there is no checkpoint, or not one of this network.
         DataError: the data are not there.
     """
-    import torch
 
     from qexp.commands.eval import load_run
     from qexp.commands.network import build_network, refuse_text
     from qexp.lit.evaluate import move
     from qexp.lit.scan import clip_levels, grid, scan
 
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     refuse_text(config, "qexp scan looks at")
     source = build(config.dataset)
     network = build_network(config, source)

@@ -14,7 +14,7 @@ from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
-from qexp.lit import world
+from qexp.lit import cpu, world
 
 TOP5_CLASSES = 100
 """The fewest classes for which top-5 accuracy is reported; with ten of them it says next to nothing."""
@@ -44,9 +44,12 @@ def device_of(config: Config) -> torch.device:
 def move(network: nn.Module, source: DataSource, config: Config) -> tuple[torch.device, bool]:
     """Bring `network` to the configured device and memory format; return the device, and if channels come last.
 
+    The process computes as `cpu.prepare` says from then on.
+
     Raises:
         ConfigError: as `device_of`.
     """
+    cpu.prepare(config.trainer.threads)
     device = device_of(config)
     channels_last = config.trainer.channels_last and len(source.shape) == 3
     network.to(device)

@@ -13,7 +13,7 @@ from qexp.build import build
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
-from qexp.lit import compiling, world
+from qexp.lit import compiling, cpu, world
 from qexp.lit.alphas import AlphaLog
 from qexp.lit.batch_norm import Reestimation, require
 from qexp.lit.checkpoint import KEY, CheckpointWriter, check_fits, read_checkpoint
@@ -50,8 +50,7 @@ def fit(
         OutputError: the disk is full.
     """
     device = device_of(config)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    cpu.prepare(config.trainer.threads)
     batches = _train_batches(source, config, device)
     total_steps = len(batches) * config.epochs
     checkpoint = read_checkpoint(run.checkpoint) if run.checkpoint.exists() else None

@@ -1,0 +1,42 @@
+"""What a process does with freed memory, seen from outside: pages that it has to ask for again."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from qexp.lit.cpu import keep_freed_memory
+told = keep_freed_memory() if sys.argv[1] == "keep" else False
+torch.set_num_threads(1)
+x = torch.zeros(12 << 20)
+for _ in range(4):  # blocks find their places
+    x + 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(40):
+    x + 1
+print(int(told), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(word: str, **environment: str) -> tuple[bool, int]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS, word]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**plain, **environment})
+    told, faults = done.stdout.split()
+    return told == "1", int(faults)
+
+
+def test_blocks_of_one_step_serve_the_next() -> None:
+    told, kept = page_faults("keep")
+    if not told:
+        pytest.skip("no glibc, whose options these are")
+    _, plain = page_faults("leave")
+    assert plain > 40 * 12288, "what the options are for does not happen here"
+    assert kept < plain / 5
+
+
+def test_a_choice_of_the_user_stands() -> None:
+    assert page_faults("keep", MALLOC_TOP_PAD_="65536")[0] is False
