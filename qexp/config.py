@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from qexp.bits import BITS, parse_bits
@@ -104,6 +105,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "names": _names(root.node.get("names"), node),
     }
     fields |= {key: read(root) for key, read in _WHERE_GIVEN.items() if key in root.node}
+    _check_descent(fields.get("progressive", ()), bits, errors)
     if "calibration" in root.node:
         fields["calibration"] = _calibration(root.node["calibration"], errors)
         fields["observer"] = root.target("observer")
@@ -117,6 +119,7 @@ _WHERE_GIVEN: dict[str, Callable[[Reader], Any]] = {
     "gradient_form": lambda root: root.choice("gradient_form", ("dorefa", "log")),
     "normalization": lambda root: root.choice("normalization", (None, "shift", "shift_authors")),
     "batch_norm_batches": lambda root: root.optional_integer("batch_norm_batches", 1),
+    "progressive": lambda root: _progressive(root),
     "discretisation": lambda root: _discretisation(root.target("discretisation")),
 }
 
@@ -138,6 +141,28 @@ def _bits(reader: Reader) -> Bits:
         end("first") if "first" in reader.node else None,
         end("last") if "last" in reader.node else None,
     )
+
+
+def _progressive(root: Reader) -> tuple[tuple[int, int], ...]:
+    def widths(value: Any) -> tuple[tuple[int, int], ...]:
+        if isinstance(value, str):
+            raise TypeError
+        return tuple(parse_bits(each, "progressive") for each in value or ())
+
+    none: tuple[tuple[int, int], ...] = ()
+    return root.get("progressive", none, widths, "null, or a list of widths as [32,4,w3a4]")
+
+
+def _check_descent(widths: Sequence[tuple[int, int]], bits: Bits, errors: list[str]) -> None:
+    """Widths of a chain come down: no width rises, and no two neighbours are the same."""
+    pairs = (*widths, (bits.weight, bits.activation))
+    for before, after in itertools.pairwise(pairs):
+        if before == after or before[0] < after[0] or before[1] < after[1]:
+            names = [f"w{weight}a{activation}" for weight, activation in pairs]
+            errors.append(
+                f"progressive=[{','.join(names[:-1])}]: widths come down, from the first to bits={names[-1]}."
+            )
+            return
 
 
 def _method(node: object, path: str, errors: list[str]) -> dict[str, Any]:

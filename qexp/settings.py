@@ -117,8 +117,8 @@ class Config:
     """A checked configuration. Nodes with a `_target_` stay plain dicts.
 
     `names` are the options chosen for model, dataset and quantizer, for people to read; `plain` is the whole as it
-    was composed, where the observer's name stands with them. `calibration` and `observer` are there for a network
-    that is quantized after training.
+    was composed, where the observer's name stands with them. `progressive` are widths (weights, activations) to
+    train at before. `calibration` and `observer` are there for a network that is quantized after training.
     """
 
     task: dict[str, Any]
@@ -148,6 +148,7 @@ class Config:
     gradient_bits: int | None = None
     gradient_form: Literal["dorefa", "log"] = "dorefa"
     batch_norm_batches: int | None = None
+    progressive: tuple[tuple[int, int], ...] = ()
     discretisation: dict[str, Any] | None = None
     normalization: Literal["shift", "shift_authors"] | None = None
     calibration: Calibration | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.build import build
-from qexp.commands import distributed
+from qexp.commands import distributed, progressive
 from qexp.commands.devices import devices_of, occupied
 from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run, teacher_weights
 from qexp.commands.recording import recording_failure, run_log
@@ -59,9 +59,9 @@ def _epoch_steps(dataset: str, batch_size: int) -> int:
 
 
 def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
-    """Train, evaluate and record one run, or skip it when its result is there.
+    """Train, evaluate and record one run, or skip it when its result is there; `progressive` stages come before.
 
-    Returns:
+    Returns, of the run (with `dry_run` of the first that is not done):
         `run_id`, `path`, `status` (done or skipped), `metrics`, `primary_metric`.
 
     Raises:
@@ -69,9 +69,22 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         QexpError: a mistake or a failed training; the run's folder says why.
         Interrupted: a signal; the same command goes on from the checkpoint.
     """
-    planned = plan(config)
     if dry_run:
-        return planned.preview()
+        stage, last = progressive.upcoming(config)
+        if not last:
+            print("first, as the runs after it start from its weights:")
+        return plan(stage).preview()
+    record: dict[str, Any] = {}
+    for number, stage in enumerate(progressive.stages(config), 1):
+        if config.progressive and distributed.rank() == 0:
+            widths = f"w{stage.bits.weight}a{stage.bits.activation}"
+            print(f"stage {number} of {len(config.progressive) + 1}: {widths}", flush=True)
+        record = _run(stage)
+    return record
+
+
+def _run(config: Config) -> dict[str, Any]:
+    planned = plan(config)
     if (done := planned.begin(first=distributed.rank() == 0)) is not None:
         return done
     status = "done"

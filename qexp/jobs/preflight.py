@@ -93,14 +93,17 @@ def _run_of(job: Job, composed: DictConfig) -> str | None:
 def run_of(config: Config) -> str | None:
     """Return the name of the run that `config` means; unless it is done, its network must be buildable.
 
+    None where that is not known yet: with `progressive` the weights that it starts from are not there.
+
     Raises:
         QexpError: the data are missing, or the method does not support what is asked of it.
     """
-    from qexp.commands import ptq, train
+    from qexp.commands import progressive, ptq, train
 
+    config, last = progressive.upcoming(config)
     planned = (train if config.calibration is None else ptq).plan(config)
     if planned.run.read_result() is None:
         from qexp.commands.network import check_network
 
         check_network(planned.config, planned.source)
-    return planned.run_id
+    return planned.run_id if last else None

@@ -1,0 +1,55 @@
+"""Progressive bits: a network trained at some widths first, each time from the one before, then at its own.
+
+Every stage is a run like any other, the one that `bits=... model.weights=<the run before>` makes, so a chain that
+was interrupted is finished by its command, and two chains share what is the same in them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+from qexp.commands.planning import teacher_weights
+from qexp.config import Config, parse
+
+
+def stages(config: Config) -> Iterator[Config]:
+    """Yield the configuration of each run of a chain, the last one that of `config` itself at its own widths.
+
+    The weights of a stage are those of the run before, so each has to be made before the next is asked for. What
+    distillation learns from stays the network that the chain began with.
+
+    Raises:
+        QexpError: a stage cannot be planned.
+    """
+    from qexp.commands.train import plan
+
+    weights = config.model.get("weights")
+    for pair in config.progressive:
+        stage = _stage(config, pair, weights)
+        yield stage
+        weights = str(plan(stage).run.path)
+    yield _stage(config, (config.bits.weight, config.bits.activation), weights) if config.progressive else config
+
+
+def upcoming(config: Config) -> tuple[Config, bool]:
+    """Return the first stage that is not done, or the last one, and whether it is the last."""
+    from qexp.commands.train import plan
+
+    chain = stages(config)
+    for _ in config.progressive:
+        stage = next(chain)
+        if plan(stage).run.read_result() is None:
+            return stage, False
+    return next(chain), True
+
+
+def _stage(config: Config, pair: tuple[int, int], weights: str | None) -> Config:
+    plain = copy.deepcopy(config.plain)
+    plain["progressive"] = None
+    plain["bits"] |= dict(zip(("weight", "activation"), pair, strict=True))
+    plain["model"]["weights"] = weights
+    if config.task.get("distillation"):
+        plain["task"]["teacher"] = teacher_weights(config)
+    return dataclasses.replace(parse(plain), trainer=config.trainer)
