@@ -10,21 +10,25 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 
+from qexp.build import build
 from qexp.commands.planning import teacher_weights
-from qexp.config import Config, parse
+from qexp.config import NO_DISCRETISATION, Config, parse
 
 
 def stages(config: Config) -> Iterator[Config]:
     """Yield the configuration of each run of a chain, the last one that of `config` itself at its own widths.
 
     The weights of a stage are those of the run before, so each has to be made before the next is asked for. What
-    distillation learns from stays the network that the chain began with.
+    distillation learns from stays the network that the chain began with. At 32 bits there is nothing to round: that
+    stage does without `rounding` and `discretisation`.
 
     Raises:
-        QexpError: a stage cannot be planned.
+        QexpError: a stage cannot be planned, or a method refuses one of the widths, also that of a later stage.
     """
     from qexp.commands.train import plan
 
+    if config.progressive:
+        _check(config)
     weights = config.model.get("weights")
     for pair in config.progressive:
         stage = _stage(config, pair, weights)
@@ -45,11 +49,23 @@ def upcoming(config: Config) -> tuple[Config, bool]:
     return next(chain), True
 
 
+def _check(config: Config) -> None:
+    """Look at every stage's network, by its shapes alone, before the first one takes hours."""
+    from qexp.commands.network import check_network
+
+    source = build(config.dataset)
+    for pair in (*config.progressive, (config.bits.weight, config.bits.activation)):
+        check_network(_stage(config, pair, None), source)
+
+
 def _stage(config: Config, pair: tuple[int, int], weights: str | None) -> Config:
     plain = copy.deepcopy(config.plain)
     plain["progressive"] = None
     plain["bits"] |= dict(zip(("weight", "activation"), pair, strict=True))
     plain["model"]["weights"] = weights
+    if pair == (32, 32):
+        plain["rounding"] = {"_target_": "qexp.ops.rounding.ste", "_partial_": True}
+        plain["discretisation"] = {"_target_": NO_DISCRETISATION}
     if config.task.get("distillation"):
         plain["task"]["teacher"] = teacher_weights(config)
     return dataclasses.replace(parse(plain), trainer=config.trainer)

@@ -97,6 +97,20 @@ def test_distillation_keeps_the_network_that_the_chain_began_with(config: Make) 
     assert last.config["model"]["weights"] != float_run
 
 
+def test_a_float_stage_does_without_what_only_rounding_uses(config: Make) -> None:
+    chain = config("bits=3", "progressive=[32]", "rounding=asr", "discretisation=ewgs")
+    alone, _ = progressive.upcoming(chain)
+    assert train.plan(alone).run_id == train.plan(config("bits=32")).run_id
+    assert run_of(train.run(chain)).config["rounding"] == chain.plain["rounding"]
+
+
+def test_what_a_later_stage_cannot_do_is_said_before_the_first(config: Make, tmp_path: Path) -> None:
+    for dry_run in (False, True):
+        with pytest.raises(ConfigError, match="bits=1 is not supported"):
+            train.run(config("bits=1", "progressive=[4]"), dry_run=dry_run)
+    assert not find_runs(tmp_path / "train")
+
+
 @pytest.mark.parametrize("widths", ["[3,4]", "[4,2]", "[w4a2]", "[4,4,3]"])
 def test_widths_have_to_come_down(config: Make, widths: str) -> None:
     with pytest.raises(ConfigError, match="widths come down"):
