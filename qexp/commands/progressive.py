@@ -19,7 +19,7 @@ def stages(config: Config) -> Iterator[Config]:
     """Yield the configuration of each run of a chain, the last one that of `config` itself at its own widths.
 
     The weights of a stage are those of the run before, so each has to be made before the next is asked for. What
-    distillation learns from stays the network that the chain began with. At 32 bits there is nothing to round: that
+    distillation learns from stays the network that the chain began with. At 32 bits nothing is rounded: that
     stage does without `rounding` and `discretisation`.
 
     Raises:
