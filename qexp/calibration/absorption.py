@@ -37,11 +37,13 @@ def absorb_biases(equalized: Equalized) -> Equalized:
         mean, deviation = statistics[first]
         excess = (mean - DEVIATIONS * deviation).clamp(min=0)
         reader, bias = layer_of(graph, second), layer_of(graph, first).bias
-        if bias is None or not bool(excess.any()):
+        if bias is None:
+            continue
+        if reader.bias is None:  # whatever the numbers are: what a network consists of does not depend on them
+            reader.bias = nn.Parameter(reader.weight.new_zeros(reader.weight.shape[0]))
+        if not bool(excess.any()):
             continue
         bias.sub_(excess.to(bias))
-        if reader.bias is None:
-            reader.bias = nn.Parameter(reader.weight.new_zeros(reader.weight.shape[0]))
         reader.bias.add_(response(reader, excess.to(reader.weight), reader.weight))
         statistics[first] = (mean - excess, deviation)
         absorbed.append(first)

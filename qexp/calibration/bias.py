@@ -52,6 +52,11 @@ def correct_biases(model: nn.Module, plan: Plan, means: Mapping[str, Tensor]) ->
     return tuple(left)
 
 
+def channel_axis(module: nn.Module) -> int:
+    """Return the axis of a layer's input and output that counts channels; a Linear's others count places."""
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
 def response(module: nn.Module, mean: Tensor, weight: Tensor) -> Tensor:
     """Return what `weight` makes of an input that is its mean everywhere, borders aside: one value a channel."""
     if isinstance(module, nn.Linear):
@@ -69,10 +74,13 @@ def expected_inputs(graph: fx.GraphModule, statistics: Statistics) -> dict[str, 
 
     Args:
         graph: the folded network.
-        statistics: of the outputs of its layers; what is not there, residual sums for instance, is left out.
+        statistics: of the outputs of its layers. What is not there, residual sums for instance, is left out, and
+            so are layers that are called at several places.
     """
     found = {}
-    for name, (call, *_) in layer_calls(graph).items():
+    for name, (call, *others) in layer_calls(graph).items():
+        if others:
+            continue
         source = input_node(call)
         cut = is_relu(graph, source)
         before = input_node(source) if cut else source
@@ -103,8 +111,8 @@ def measured_inputs(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> dic
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def look(name: str, x: Tensor) -> None:
-        channels = x.double().movedim(1, 0).flatten(1) if x.dim() > 2 else x.double().T
+    def look(name: str, module: nn.Module, x: Tensor) -> None:
+        channels = x.double().movedim(channel_axis(module), 0).flatten(1)
         sums[name] = sums.get(
             name, torch.zeros(len(channels), dtype=torch.float64, device=x.device)
         ) + channels.sum(1)
@@ -112,7 +120,7 @@ def measured_inputs(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> dic
 
     handles = [
         model.get_submodule(layer.name).register_forward_pre_hook(
-            lambda _, inputs, name=layer.name: look(name, inputs[0])
+            lambda module, inputs, name=layer.name: look(name, module, inputs[0])
         )
         for layer in plan.layers
     ]

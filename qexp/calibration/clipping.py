@@ -57,8 +57,9 @@ class KL(Observer):
 class MSE(Observer):
     """The clip level of least squared error between the values and their rounding to a uniform grid of `bits`.
 
-    The range is [0, a] with 2^bits - 1 steps, or [-a, a] with 2^(bits-1) - 1 steps to each side at a signed site.
-    At 32 bits, or without a value above zero, nothing is cut.
+    The range is [0, a] with 2^bits - 1 steps; at a signed site [-a, a] with the steps 2 a / (2^bits - 1) of
+    `UniformActivation`, one more below zero than above, and as if values of both signs were as many. At 32 bits,
+    or without a value above zero, nothing is cut.
 
     Args:
         bins: cells of the histogram between 0 and the largest magnitude.
@@ -84,8 +85,15 @@ class MSE(Observer):
         level = largest
         if self.steps is not None and len(counts):
             levels = torch.arange(1, self.candidates + 1, dtype=torch.float64) / self.candidates * largest
-            level = levels[squared_errors(counts, width, levels, self.steps).argmin()].item()
+            level = levels[self._errors(counts, width, levels).argmin()].item()
         return _around_zero(level, self.site)
+
+    def _errors(self, counts: Tensor, width: float, levels: Tensor) -> Tensor:
+        if not self.site.signed:
+            return squared_errors(counts, width, levels, 2**self.bits - 1)
+        step, half = 2 * levels / (2**self.bits - 1), 2 ** (self.bits - 1)
+        sides = [squared_errors(counts, width, step * last, last) for last in (half - 1, half)]
+        return (sides[0] + sides[1]) / 2
 
 
 class ACIQ(Observer):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from qexp.calibration.folding import Folding
+from qexp.calibration.folding import Folding, shared_names
 from qexp.graph.tracing import input_node, is_layer, is_relu, layer_calls, relu_end
 
 PASSES = 100
@@ -109,15 +109,19 @@ def _from_input_channel(read: Tensor, like: Tensor, groups: int) -> Tensor:
 
 
 def neighbours(graph: fx.GraphModule) -> Iterator[tuple[str, str, list[fx.Node]]]:
-    """Yield (first, second, the nodes between them) of each pair, in forward order."""
-    calls = layer_calls(graph)
+    """Yield (first, second, the nodes between them) of each pair, in forward order.
+
+    Layers whose parameters something else reads too belong to no pair: they cannot change for one reader alone.
+    """
+    calls = {name: nodes for name, nodes in layer_calls(graph).items() if not shared_names(graph, name)}
     for name, (call, *others) in calls.items():
         between: list[fx.Node] = []
         node = call
         while not others and len(node.users) == 1:
             (user,) = node.users
             if is_layer(graph, user):
-                if len(calls[str(user.target)]) == 1 and input_node(user) is node and _fits(graph, name, user):
+                alone = len(calls.get(str(user.target), ())) == 1
+                if alone and input_node(user) is node and _fits(graph, name, user):
                     yield name, str(user.target), between
                 break
             if not _scales_along(graph, user):

@@ -69,8 +69,7 @@ def fit_weights(model: nn.Module, plan: Plan) -> None:
     """
     for layer in plan.layers:
         if layer.weight is not None:
-            weight = _tensor(model, layer)
-            layer.weight.to(weight.device).fit_weights(weight)
+            layer.weight.fit_weights(_tensor(model, layer))
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ def _obstacles(graph: fx.GraphModule, node: fx.Node) -> Iterator[str]:
     yield from _call_obstacles(graph, source, f"'{source.target}'")
     if others := [_described(graph, user) for user in source.users if user is not node]:
         yield f"the output of '{source.target}' is also used by {', '.join(others)}"
-    if others := _sharing(graph, str(source.target)):
+    if others := shared_names(graph, str(source.target)):
         yield f"the parameters of '{source.target}' are also used as {', '.join(others)}"
 
 
@@ -166,7 +166,7 @@ def _call_obstacles(graph: fx.GraphModule, node: fx.Node, who: str) -> Iterator[
         yield f"{who} has hooks that may change what it computes"
 
 
-def _sharing(graph: fx.GraphModule, name: str) -> list[str]:
+def shared_names(graph: fx.GraphModule, name: str) -> list[str]:
     """Return the names by which anything else reads the parameters of the layer `name`."""
     own = {id(parameter) for parameter in graph.get_submodule(name).parameters()}
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}

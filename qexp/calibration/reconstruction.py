@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qexp.calibration.bias import channel_axis
 from qexp.errors import ConfigError
 from qexp.graph.plan import LayerPlan, Plan
 from qexp.graph.tracing import is_relu, layer_calls, relu_end
@@ -54,9 +55,10 @@ def learn_roundings(model: nn.Module, plan: Plan, batches: Iterable[Any], seed: 
         if layer in wanted:
             assert isinstance(layer.weight, AdaRoundWeight)
             act = _activation(plan.graphs[-1], layer.name)
-            kept = _kept(partial, layer, images, layer.weight.samples, generator)
-            inputs = _seen(partial, layer, kept)
-            targets = act(_outputs(model, layer, kept))
+            calls = len(layer_calls(plan.graphs[-1])[layer.name])
+            kept = _kept(partial, layer, calls, images, layer.weight.samples, generator)
+            inputs = _seen(partial, layer, calls, kept)
+            targets = act(_outputs(model, layer, calls, kept))
             search(layer.weight, module, inputs, targets, act, generator)
         _quantize(module, layer)
 
@@ -90,7 +92,7 @@ def search(
         h = rectified_sigmoid(v)
         soft = (floor + h).clamp(lowest, highest) * step
         output = act(float_output(module, inputs[rows], soft))
-        loss = (output - targets[rows]).square().sum(1).mean()
+        loss = (output - targets[rows]).square().sum(channel_axis(module)).mean()
         progress = (iteration / quantizer.iterations - quantizer.warmup) / (1 - quantizer.warmup)
         if progress >= 0:
             loss = loss + quantizer.penalty * rounding_penalty(h, annealed(progress))
@@ -124,9 +126,11 @@ class _Reached(Exception):  # noqa: N818, no error: what was looked for is there
 
 
 @torch.no_grad()
-def _kept(model: nn.Module, layer: LayerPlan, images: Tensor, least: int, generator: torch.Generator) -> Tensor:
+def _kept(
+    model: nn.Module, layer: LayerPlan, calls: int, images: Tensor, least: int, generator: torch.Generator
+) -> Tensor:
     """Return the images whose inputs and outputs of `layer` fit in `KEPT_BYTES`, at least `least`; mostly all."""
-    x = _seen(model, layer, images[:1])
+    x = _seen(model, layer, calls, images[:1])
     module = model.get_submodule(layer.name)
     weight: Any = module.weight
     each = (x.numel() + float_output(module, x, weight).numel()) * x.element_size()
@@ -136,25 +140,30 @@ def _kept(model: nn.Module, layer: LayerPlan, images: Tensor, least: int, genera
     return images[torch.randperm(len(images), generator=generator)[:most].sort().values.to(images.device)]
 
 
-def _seen(model: nn.Module, layer: LayerPlan, images: Tensor) -> Tensor:
+def _seen(model: nn.Module, layer: LayerPlan, calls: int, images: Tensor) -> Tensor:
     """Return what reaches `layer` in `model`, quantized as the plan says; the rest of the network is not run."""
-    return _caught(model, layer, images, lambda x, _: x if layer.input is None else layer.input(x))
+    return _caught(model, layer, calls, images, lambda x, _: x if layer.input is None else layer.input(x))
 
 
-def _outputs(model: nn.Module, layer: LayerPlan, images: Tensor) -> Tensor:
+def _outputs(model: nn.Module, layer: LayerPlan, calls: int, images: Tensor) -> Tensor:
     """Return what `layer` makes of `images` in `model`."""
-    return _caught(model, layer, images, lambda _, output: output)
+    return _caught(model, layer, calls, images, lambda _, output: output)
 
 
 @torch.no_grad()
 def _caught(
-    model: nn.Module, layer: LayerPlan, images: Tensor, take: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module, layer: LayerPlan, calls: int, images: Tensor, take: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
+    """Return what `take` makes of every call of `layer` whose input has the size that the first one's has."""
     found: list[Tensor] = []
+    sizes: list[torch.Size] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(take(inputs[0], output))
-        raise _Reached
+        sizes.append(inputs[0].shape[1:])
+        if sizes[-1] == sizes[0]:
+            found.append(take(inputs[0], output))
+        if len(sizes) % calls == 0:
+            raise _Reached
 
     handle = model.get_submodule(layer.name).register_forward_hook(look)
     try:
@@ -174,6 +183,6 @@ def _quantize(module: nn.Module, layer: LayerPlan) -> None:
     """Give a float layer its quantized weights, and a hook that quantizes its input."""
     weight: Any = module.weight
     if layer.weight is not None:
-        weight.copy_(layer.weight(weight))
+        module.weight = nn.Parameter(layer.weight(weight))  # a new one: another layer may be tied to the float one
     if (quantizer := layer.input) is not None:
         module.register_forward_pre_hook(lambda _, inputs: (quantizer(inputs[0]), *inputs[1:]))

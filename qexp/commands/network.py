@@ -120,6 +120,8 @@ class AfterTraining:
         """
         if self.plan is None:
             return []
+        for quantizer in self.plan.quantizers():
+            quantizer.to(next(self.model.parameters()).device)
         inputs = list(fit_activations(self.model, self.plan, batches, observer))
         fit_weights(self.model, self.plan)
         learn_roundings(self.model, self.plan, batches, seed)

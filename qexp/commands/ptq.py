@@ -46,6 +46,7 @@ def plan(config: Config) -> Planned:
         raise ConfigError(
             f"trainer.devices={config.trainer.devices}: qexp ptq runs in one process; leave it at 1."
         )
+    _refuse_training(config)
     if config.calibration and config.calibration.absorb and not config.equalize:
         raise ConfigError(
             "calibration.absorb=true: biases go between equalized layers; add calibration.equalize=true."
@@ -55,6 +56,18 @@ def plan(config: Config) -> Planned:
     if config.quantized:
         digests["calibration"] = _samples_digest(config, source)
     return name_run(config, source, digests)
+
+
+def _refuse_training(config: Config) -> None:
+    """Refuse what only training acts on: it would give the run another name and change nothing."""
+    given = {
+        "progressive": bool(config.progressive),
+        "gradient_bits": config.gradient_bits is not None,
+        "rounding": config.rounding["_target_"] != "qexp.ops.rounding.ste",
+        "discretisation": config.discretisation is not None,
+    }
+    if asked := [key for key, is_given in given.items() if is_given]:
+        raise ConfigError(f"{', '.join(asked)}: of training, and qexp ptq has none; leave it out.")
 
 
 def _samples_digest(config: Config, source: Any) -> str:
@@ -109,16 +122,17 @@ def run(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
 
 def _quantize(planned: Planned, network: Any) -> None:
     from qexp.lit.checkpoint import save_network
-    from qexp.lit.evaluate import evaluate, move
+    from qexp.lit.evaluate import evaluate, float32, move
 
     config = planned.config
     print(f"quantizing {planned.run.path}", flush=True)
     began = time.monotonic()
     device, channels_last = move(network.model, planned.source, config)
     batches = _calibration_batches(config, planned.source, device, channels_last=channels_last)
-    found = network.fit(
-        batches, lambda bits, site: build(config.observer or {}, bits=bits, site=site), config.seed
-    )
+    with float32(device):
+        found = network.fit(
+            batches, lambda bits, site: build(config.observer or {}, bits=bits, site=site), config.seed
+        )
     seconds = time.monotonic() - began
     atomic_write(planned.run.path / LAYERS, _table(found))
     quantized = network.quantized()
@@ -167,6 +181,10 @@ def _table(found: Sequence[Any]) -> str:
 
 def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: float) -> None:
     print(accuracy_line(metrics, planned.primary_metric, f"calibrated in {seconds:.1f} s"))
+    if network.equalized is not None:
+        pairs = len(network.equalized.pairs)
+        none = "; each needs a layer that alone reads another's output, without a norm that was not folded"
+        print(f"equalized     {pairs} pair{'s' * (pairs != 1)} of layers{none * (not pairs)}")
     if network.folding.kept:
         names = ", ".join(name for name, _ in network.folding.kept[:3])
         more = f" and {len(network.folding.kept) - 3} more" if len(network.folding.kept) > 3 else ""

@@ -164,7 +164,7 @@ def _plan_input(
     shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
     site = Site(f"{plan.name}.input", "input", shape, signed=signed)
     by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by))
-    if any(source.op == "placeholder" for source in made_by):
+    if all(source.op == "placeholder" for source in made_by):  # the image beside features is one of them
         plan.input = _image_grid(setting, site, scheme)
     elif not by_relus:
         plan.input = _make(setting.method.activation, setting.bits.activation, site, scheme, setting.scope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import operator
@@ -110,6 +111,11 @@ def _trace_once(model: nn.Module) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced: '{where}' does not run on symbolic values ({reason}). "
             "Its forward pass must not branch on data; quantizer=none runs it as it is."
         ) from error
+    for node in graph.nodes:
+        if node.op == "call_module" and type(module := model.get_submodule(str(node.target))) in QUANTIZED_LAYERS:
+            # By place, whatever the model's code does: hooks see only what is given so.
+            given = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = given.args, given.kwargs
     return fx.GraphModule(model, graph)
 
 

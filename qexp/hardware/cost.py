@@ -86,10 +86,10 @@ def bit_operations(macs: int, weight_bits: int, activation_bits: int) -> int:
     return macs * weight_bits * activation_bits
 
 
-def packed_bytes(parameters: int, bits: int) -> int:
+def packed_bytes(parameters: int, bits: float) -> int:
     """Return the bytes that `parameters` values of `bits` bits take when packed without gaps, rounded up.
 
     >>> packed_bytes(3, 3), packed_bytes(10, 32)
     (2, 40)
     """
-    return -(-parameters * bits // 8)
+    return math.ceil(parameters * bits / 8)

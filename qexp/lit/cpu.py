@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 
 import torch
@@ -13,10 +14,15 @@ _LARGEST = 2**30  # bytes; what is above stays apart and goes back to the system
 
 
 def prepare(threads: int | None) -> None:
-    """Compute with so many threads (None: as torch decides), and keep memory for the next step."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Compute with so many threads (None: as many as at the first time), and keep memory for the next step."""
+    at_first = _threads_at_first()
+    torch.set_num_threads(threads or at_first)
     keep_freed_memory()
+
+
+@functools.cache
+def _threads_at_first() -> int:
+    return torch.get_num_threads()
 
 
 def keep_freed_memory() -> bool:

@@ -31,13 +31,14 @@ class ACIQWeight(Quantizer):
         scope: one range per `layer` or per output `channel`.
         clip: `none`, the range of the weights (what the paper's tables of weights are said to use); `laplace` or
             `gauss`, symmetric about the mean where that density's expected error is least.
-        allocate: give each channel its own number of bits, 0 to 8, with `bits` as their mean (equation 11); needs
-            scope=channel.
+        allocate: give each channel its own number of bits, 0 to 8, with `bits` as their mean (equation 11), and
+            clip it for these; needs scope=channel.
 
     Raises:
         ConfigError: a value that is none of these.
     """
 
+    version: ClassVar[int] = 2  # since channels with their own bits are clipped for these
     low: Tensor
     high: Tensor
     steps: Tensor
@@ -61,8 +62,8 @@ class ACIQWeight(Quantizer):
             refuse_other("scope", scope, ("channel",))
         self.scope, self.clip, self.allocate = scope, clip, allocate
         shape = range_shape(scope, site)
-        self.register_buffer("low", torch.zeros(shape))
-        self.register_buffer("high", torch.zeros(shape))
+        self.register_buffer("low", torch.full(shape, torch.nan))
+        self.register_buffer("high", torch.full(shape, torch.nan))
         self.register_buffer("steps", torch.full(shape, 2.0 ** min(bits, MOST_BITS) - 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +72,11 @@ class ACIQWeight(Quantizer):
             return x
         low, step, steps = self._grid(x)
         return (self._integers(x, low, step, steps, self.rounding) * step + low).to(x.dtype)
+
+    @property
+    def stored_bits(self) -> float:
+        """The width; where channels have their own, their mean."""
+        return float(torch.log2(self.steps + 1).mean()) if self.allocate and self.bits < 32 else self.bits
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of its channel's levels each weight takes; a channel with fewer repeats its last one."""
@@ -86,7 +92,9 @@ class ACIQWeight(Quantizer):
         refuse_no_numbers(self.site, weight)
         low, high = self._range(weight)
         if self.allocate and self.bits < 32:
-            self.steps.copy_(2.0 ** allocated_bits((high - low) / 2, self.bits) - 1)
+            bits = allocated_bits((high - low) / 2, self.bits)
+            self.steps.copy_(2.0**bits - 1)
+            low, high = self._range(weight, bits)
         self.low.copy_(low)
         self.high.copy_(high)
 
@@ -106,7 +114,8 @@ class ACIQWeight(Quantizer):
         return torch.minimum(places.clamp(min=0), steps)
 
     @torch.no_grad()
-    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _range(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the ends, clipped for `bits` of each channel; None: for the width of all."""
         channels = self.scope == "channel"
         low, high = extremes(x, channels)
         if self.clip == "none" or self.bits == 32:
@@ -114,9 +123,16 @@ class ACIQWeight(Quantizer):
         axes = spread_axes(x, channels)
         mean = _over(x.float(), axes, channels)
         if self.clip == "laplace":
-            reach = laplace_clip(self.bits) * _over((x.float() - mean).abs(), axes, channels)
+            spread, clip = _over((x.float() - mean).abs(), axes, channels), laplace_clip
         else:
-            reach = gauss_clip(self.bits) * _over((x.float() - mean).square(), axes, channels).sqrt()
+            spread, clip = _over((x.float() - mean).square(), axes, channels).sqrt(), gauss_clip
+        if bits is None:
+            reach = clip(self.bits) * spread
+        else:  # without bits there is one level, the mean, wherever the ends are
+            table = torch.tensor([clip(max(width, 1)) for width in range(MOST_BITS + 1)], device=x.device)
+            reach = table[bits.long()] * spread
+            alone = bits == 0
+            low, high = torch.where(alone, mean - reach, low), torch.where(alone, mean + reach, high)
         return torch.maximum(low, mean - reach), torch.minimum(high, mean + reach)
 
 

@@ -64,7 +64,7 @@ class AdaRoundWeight(Quantizer):
             )
         self.scope, self.iterations, self.learning_rate = scope, iterations, learning_rate
         self.penalty, self.warmup, self.samples = penalty, warmup, samples
-        self.register_buffer("step", torch.zeros(range_shape(scope, site)))
+        self.register_buffer("step", torch.full(range_shape(scope, site), torch.nan))
         self.register_buffer("moved", torch.zeros(site.shape, dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,9 +108,9 @@ class AdaRoundWeight(Quantizer):
         )  # of other weights nothing is known
 
     def _step(self, x: Tensor) -> Tensor:
-        return (
-            self.step if self.holds(self.step) else torch.where(self.step > 0, self.step, self._best(x.detach()))
-        )
+        if self.holds(self.step):
+            return self.step
+        return torch.where(self.step.isnan(), self._best(x.detach()), self.step)
 
     def _divisor(self, step: Tensor) -> Tensor:
         return torch.where(step > 0, step, 1.0)

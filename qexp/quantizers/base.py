@@ -167,14 +167,14 @@ class Quantizer(nn.Module):
         return {}
 
     def holds(self, kept: Tensor) -> bool:
-        """Say whether `kept`, zeros until it was fitted, can be used without measuring anew; in evaluation only.
+        """Say whether `kept`, NaN until it was fitted, can be used without measuring anew; in evaluation only.
 
-        (Under training a compiler must not branch on values. What was fitted to zeros alone is measured again.)
+        (Under training a compiler must not branch on values.)
         """
-        return not self.training and bool(kept.any())
+        return not self.training and not bool(kept.isnan().any())
 
     @property
-    def stored_bits(self) -> int:
+    def stored_bits(self) -> float:
         """Bits that one value takes in memory: `bits`, unless codes say more than the multiplier sees."""
         return self.bits
 

@@ -80,6 +80,6 @@ class CorrectedWeight(Quantizer):
         return self.inner.describe(x)
 
     @property
-    def stored_bits(self) -> int:
+    def stored_bits(self) -> float:
         """The inner quantizer's."""
         return self.inner.stored_bits

@@ -60,7 +60,7 @@ class OMSEWeight(Quantizer):
                 f"{site.name}: dual_above={dual_above} at {bits} bits: two tensors are for {MOST_DUAL} or fewer."
             )
         self.scope, self.dual_above = scope, dual_above
-        self.register_buffer("step", torch.zeros(range_shape(scope, site)))
+        self.register_buffer("step", torch.full(range_shape(scope, site), torch.nan))
         self.register_buffer("second", torch.zeros(range_shape(scope, site)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +106,8 @@ class OMSEWeight(Quantizer):
         step, second = self.step, self.second
         if not self.holds(step):
             measured = self._best(x.detach())
-            step, second = torch.where(step > 0, step, measured[0]), torch.where(step > 0, second, measured[1])
+            missing = step.isnan()
+            step, second = torch.where(missing, measured[0], step), torch.where(missing, measured[1], second)
         return Grid(step, -half, half - 1), Grid(second, -half, half - 1)
 
     @torch.no_grad()

@@ -69,7 +69,7 @@ class PWLQWeight(Quantizer):
         shape = range_shape(scope, site)
         self._check()
         # Two dimensions: with five a buffer could not follow the network into channels-last order.
-        self.register_buffer("edges", torch.zeros(breakpoints + 2, math.prod(shape)))
+        self.register_buffer("edges", torch.full((breakpoints + 2, math.prod(shape)), torch.nan))
 
     def _check(self) -> None:
         refuse_other("search", self.search, SEARCHES)
@@ -113,7 +113,7 @@ class PWLQWeight(Quantizer):
         shape = (-1, *range_shape(self.scope, self.site))
         edges = kept = self.edges.reshape(shape)
         if not self.holds(kept):
-            edges = torch.where(kept[-1] > 0, kept, self._measured(x.detach()))
+            edges = torch.where(kept.isnan(), self._measured(x.detach()), kept)
         return PiecewiseGrid(edges, self.bits, self.variant, overlap=self.overlap)
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class PWLQActivation(Quantizer):
         super().__init__(bits, site, rounding)
         refuse_other("search", search, SEARCHES[:-1])
         self.search = search
-        self.register_buffer("edges", torch.zeros(3))
+        self.register_buffer("edges", torch.full((3,), torch.nan))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized values, in x's dtype."""
@@ -208,7 +208,7 @@ class PWLQActivation(Quantizer):
             return self.edges
         largest = (x.abs() if self.site.signed else x.clamp(min=0)).amax()
         measured = analytic_edges(largest, x.square().mean().sqrt(), 1, self.search)
-        return torch.where(self.edges[-1] > 0, self.edges, measured)
+        return torch.where(self.edges.isnan(), measured, self.edges)
 
 
 def spread(x: Tensor, channels: bool) -> Tensor:

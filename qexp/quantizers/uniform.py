@@ -58,8 +58,8 @@ class UniformWeight(Quantizer):
         refuse_other("range", range, RANGES)
         if not 0 <= gamma < 0.5:
             raise ConfigError(f"gamma={gamma} does not fit: a share of the weights, 0 to below 1/2.")
-        self.register_buffer("low", torch.zeros(shape))
-        self.register_buffer("high", torch.zeros(shape))
+        self.register_buffer("low", torch.full(shape, torch.nan))
+        self.register_buffer("high", torch.full(shape, torch.nan))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded weights; until they were fitted, over the range that they have now."""
@@ -126,8 +126,8 @@ class UniformActivation(Quantizer):
                 f"{site.name}: 1 bit leaves no level above zero for an input that can be negative; set"
                 f" layers.'{site.name.removesuffix('.input')}'.bits=2 or more."
             )
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("low", torch.tensor(torch.nan))
+        self.register_buffer("high", torch.tensor(torch.nan))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded values, in x's dtype."""
@@ -171,15 +171,12 @@ class UniformActivation(Quantizer):
 def kept_ends(
     quantizer: Quantizer, low: Tensor, high: Tensor, measure: Callable[[], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Return the ends of a range that was kept, those that `measure` returns where none was.
-
-    A range of zeros is measured again, and is the same.
-    """
-    if quantizer.holds(low) or quantizer.holds(high):
+    """Return the ends of a range that was kept, those that `measure` returns where they are NaN still."""
+    if quantizer.holds(low):
         return low, high
-    kept = (low != 0) | (high != 0)
+    missing = low.isnan()
     measured = measure()
-    return torch.where(kept, low, measured[0]), torch.where(kept, high, measured[1])
+    return torch.where(missing, measured[0], low), torch.where(missing, measured[1], high)
 
 
 def share_outside(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -66,3 +66,16 @@ def test_a_relu6_is_absorbed_once_it_is_a_relu_and_other_layers_are_left_alone()
     assert absorb_biases(equalize(fold_batch_norm(hard))).absorbed == ()
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).double().eval()
     assert absorb_biases(equalize(fold_batch_norm(plain))).absorbed == (), "no batch norm, no statistics"
+
+
+@torch.no_grad()
+def test_a_reader_gets_its_bias_whether_or_not_there_is_anything_to_hand_on() -> None:
+    """A run's network is built again from its configuration alone, whose weights are others."""
+    model = network(bias=False)
+    model[1].bias.zero_()
+    folding = fold_batch_norm(model)
+    before = folding.model(IMAGES)
+    done = absorb_biases(equalize(folding))
+    assert done.absorbed == ()
+    assert done.folding.model.get_submodule("3").bias.tolist() == [0.0] * 5
+    assert (done.folding.model(IMAGES) - before).abs().max() < 1e-10 * before.abs().max()

@@ -87,3 +87,33 @@ def test_expected_inputs_are_those_that_are_measured():
     measured = measured_inputs(folding.model, plan, [(images(256, seed=2), None), (images(256, seed=3), None)])
     for name, mean in expected_inputs(folding.model, folding.statistics).items():
         torch.testing.assert_close(mean.double(), measured[name], rtol=0.1, atol=0.05)
+
+
+class Tokens(nn.Module):
+    """A linear layer on every step of a sequence, and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.again, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(input=self.again(self.again(self.up(x)).relu()))
+
+
+@torch.no_grad()
+def test_a_linear_layers_channels_are_its_last_axis_and_calls_by_name_count():
+    """As many steps as features, so that the wrong axis would fit too."""
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    tokens = torch.randn(20, 6, 6) + torch.arange(6.0)
+    method = Method("uniform", UniformWeight, None, "input")
+    plan = make_plan(model, Scheme(method, *[Widths(3, 32)] * 3), (6, 6))
+    graph = plan.graphs[-1]
+    means = measured_inputs(graph, plan, [(tokens[:12], None), (tokens[12:], None)])
+    torch.testing.assert_close(means["up"].float(), tokens.mean((0, 1)))
+    inner = model.again(model.up(tokens)).relu()
+    both = torch.stack([model.up(tokens), inner])
+    torch.testing.assert_close(means["again"].float(), both.mean((0, 1, 2)))
+    torch.testing.assert_close(means["out"].float(), model.again(inner).mean((0, 1)))
+    known = {"up": (torch.zeros(6), torch.ones(6)), "again": (torch.zeros(6), torch.ones(6))}
+    assert set(expected_inputs(graph, known)) == {"out"}, "what reads two places has no one mean"

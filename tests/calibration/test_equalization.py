@@ -130,3 +130,18 @@ def test_a_dead_channel_is_left_alone(which):
     done = equalize(fold_batch_norm(model))
     assert all(parameter.isfinite().all() for parameter in done.folding.model.parameters())
     assert (done.folding.model(IMAGES) - model(IMAGES)).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_tied_layers_are_left_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(),
+        nn.Conv2d(4, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1),
+    ).double().eval()  # fmt: skip
+    model[4].weight = model[2].weight
+    folding = fold_batch_norm(model)
+    before = folding.model(IMAGES)
+    done = equalize(folding)
+    assert done.pairs == (("6", "8"),)
+    assert (done.folding.model(IMAGES) - before).abs().max() < 1e-12 * before.abs().max()

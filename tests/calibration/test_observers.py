@@ -22,6 +22,7 @@ from qexp.calibration.observers import MinMax, MovingAverage, Observer, Percenti
 from qexp.errors import ConfigError
 from qexp.ops.aciq import gauss_clip, laplace_clip
 from qexp.ops.clip_levels import divergences, squared_errors
+from qexp.ops.uniform import make_grid
 from qexp.paths import config_dir
 from qexp.quantizers.base import Site
 
@@ -343,9 +344,17 @@ def test_mse_is_within_a_candidate_of_brute_force_on_the_samples(bits: int, kind
     x = sample(kind)
     site = RELU if kind.startswith("relu") else SIGNED
     low, high = seen(MSE(bits, site), *x.split(3000))
-    magnitudes, steps = x.double().abs().numpy(), 2 ** (bits - site.signed) - 1
+    magnitudes = x.double().abs().numpy()
     candidates = magnitudes.max() * np.arange(1, 101) / 100
-    best = candidates[np.argmin([raw_error(magnitudes, level, steps) for level in candidates])]
+
+    def error(level: float) -> float:
+        if not site.signed:
+            return raw_error(magnitudes, level, 2**bits - 1)
+        grid = make_grid("full", bits, torch.tensor(-level), torch.tensor(level))
+        both = torch.cat([x, -x])
+        return float((grid.round(both) - both).double().square().sum())
+
+    best = candidates[np.argmin([error(level) for level in candidates])]
     assert high == pytest.approx(best, abs=magnitudes.max() * 0.0101)
     assert low == (-high if site.signed else 0.0)
     if bits <= 4:

@@ -185,3 +185,55 @@ def test_bias_correction_beside_it_is_refused():
 def test_what_has_no_meaning_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         AdaRoundWeight(4, Site("fc", "weight", (2, 3)), **wrong)
+
+
+class Repeated(nn.Module):
+    """A layer that is called three times, once on a smaller image, and another that has its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.twin = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.twin.weight = self.shared.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.shared(self.shared(x))
+        return self.twin(self.shared(nn.functional.avg_pool2d(x, 2)))
+
+
+def test_every_call_of_a_layer_is_seen_and_a_tied_one_keeps_its_weights():
+    torch.manual_seed(0)
+    model = Repeated().eval()
+    method = Method("adaround", lambda **given: AdaRoundWeight(**given, iterations=5), UniformActivation, "input")
+    widths = Widths(3, 8)
+    plan = make_plan(model, Scheme(method, widths, widths, widths, input_range=((-4.0,) * 3, (4.0,) * 3)), SHAPE)
+    images = torch.randn(8, *SHAPE)
+    list(fit_activations(model, plan, [(images, None)], MinMax))
+    fit_weights(model, plan)
+    shared = next(layer for layer in plan.layers if layer.name == "shared")
+    seen = reconstruction._seen(model, shared, 3, images)
+    with torch.no_grad():
+        reached = [images, model.shared(images)]
+        torch.testing.assert_close(seen, torch.cat([shared.input(x) for x in reached]))
+        outputs = reconstruction._outputs(model, shared, 3, images)
+        torch.testing.assert_close(outputs, torch.cat([model.shared(x) for x in reached]))
+    learn_roundings(model, plan, [(images, None)], seed=0)
+    twin = next(layer for layer in plan.layers if layer.name == "twin")
+    whole = twin.weight.step * (model.twin.weight / twin.weight.step).floor()
+    moved = (twin.weight(model.twin.weight) - whole) / twin.weight.step
+    assert (moved.round() - moved).abs().max() < 1e-5
+    assert moved.min() > -0.5 and moved.max() < 1.5, "up or down from the float weights"
+
+
+def test_a_linear_layers_error_is_summed_over_its_channels(monkeypatch):
+    """Twice as many steps of the same numbers are the same problem."""
+    inputs, layer = correlated(64, 8), nn.Linear(8, 3, bias=False)
+    losses = []
+    seen = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: (losses.append(self.item()), seen(self))[1])
+    for steps in (1, 2):
+        x = inputs.unsqueeze(1).expand(-1, steps, -1)
+        quantizer = AdaRoundWeight(3, Site("fc", "weight", (3, 8)), iterations=1, penalty=0.0)
+        quantizer.fit_weights(layer.weight.detach())
+        targets = layer(x).detach() + 1
+        search(quantizer, layer, x, targets, lambda y: y, torch.Generator().manual_seed(0))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0] > 2.9

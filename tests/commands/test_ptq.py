@@ -232,3 +232,16 @@ def test_biases_are_absorbed_between_equalized_layers_alone(config):
         for more in ((), ("calibration.absorb=true",))
     )
     assert plain != absorbed and "absorb" not in plain["calibration"]
+
+
+@pytest.mark.parametrize("words", ["progressive=[32]", "gradient_bits=4", "rounding=asr", "discretisation=ewgs"])
+def test_what_only_training_does_is_refused(config, words):
+    with pytest.raises(ConfigError, match=rf"{words.partition('=')[0]}: of training"):
+        ptq.plan(config(words))
+
+
+def test_equalization_says_how_much_it_found(config, capsys):
+    ptq.run(config("calibration.equalize=true"))
+    assert "equalized     3 pairs of layers" in capsys.readouterr().out
+    ptq.run(config("calibration.equalize=true", "calibration.fold=none"))
+    assert "equalized     0 pairs of layers; each needs a layer that" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qexp.convert import quantize_model
 from qexp.errors import ConfigError
 from qexp.graph.plan import Plan
 from qexp.graph.scheme import LayerRule, Scheme, Widths
@@ -265,3 +266,24 @@ def test_planning_changes_nothing() -> None:
     before = dict(model.named_modules())
     plan_of(model)
     assert dict(model.named_modules()) == before
+
+
+class Mixed(nn.Module):
+    """Reads the image, then the image beside features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mixed, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.mixed(torch.cat([x, self.stem(x)], dim=1))))
+
+
+def test_the_image_beside_features_is_not_rounded_as_an_image() -> None:
+    plan = plan_of(Mixed(), scheme(ends=(4, 4)))
+    kinds = {layer.name: type(layer.input).__name__ for layer in plan.layers}
+    assert kinds["stem"] == "ImageGrid"
+    assert kinds["mixed"] == "PACT"
+    mixed = next(layer for layer in plan.layers if layer.name == "mixed")
+    assert mixed.input is not None and mixed.input.site.signed
+    assert quantize_model(plan)(torch.randn(2, 3, 8, 8)).shape == (2, 2, 8, 8)

@@ -203,3 +203,19 @@ def test_an_input_of_the_wrong_size_is_refused() -> None:
     (graph,) = trace(nn.Sequential(nn.Flatten(), nn.Linear(10, 5)))
     with pytest.raises(ConfigError, match=r"does not take inputs of \(3, 4, 4\)"):
         record_shapes(graph, (3, 4, 4))
+
+
+def test_a_layer_called_by_name_is_called_by_place_in_the_graph() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=self.conv(input=x).mean((2, 3)))
+
+    model = ByName().eval()
+    (graph,) = trace(model)
+    assert all(len(call.args) == 1 and not call.kwargs for calls in layer_calls(graph).values() for call in calls)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(graph(x), model(x))

