@@ -1,0 +1,82 @@
+"""Makes the tables beside this file from runs.csv, as `qexp table` makes them from run folders: python tables.py
+
+Each row of runs.csv is one run of `qexp ptq`; the same settings with the same seed count once.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from qexp.bits import parse_bits
+from qexp.report.across import across_table
+from qexp.report.tables import Table, render
+from qexp.runs import Run
+
+HERE = Path(__file__).parent
+SETTINGS = ("scope", "breakpoints", "search", "variant", "range", "clip")
+NETWORKS = {
+    "resnet20_v1": "resnet20_v1, the public checkpoint, 91.73 % in float",
+    "resnet20": "resnet20 of outputs/results/pact, 88.38 % in float",
+    "resnet20_short": "resnet20, weights/resnet20.safetensors, 85.70 % in float",
+    "mobilenet_v2_cifar": "mobilenet_v2_cifar at a quarter of the width, weights/mobilenet_v2_cifar.safetensors",
+}
+WEIGHTS = {
+    "resnet20_v1": "public",
+    "resnet20": "outputs/results/pact",
+    "resnet20_short": "weights/resnet20",
+    "mobilenet_v2_cifar": "weights/mobilenet_v2_cifar",
+}
+
+
+def rows() -> list[dict[str, str]]:
+    """Return the rows of runs.csv, each combination of settings and seed once."""
+    with (HERE / "runs.csv").open(newline="") as stream:
+        found = list(csv.DictReader(stream))
+    keys = ("model", "weights", "quantizer", "bits", *SETTINGS, "bias_correction", "seed")
+    return [row for _, row in sorted({tuple(row[key] for key in keys): row for row in found}.items())]
+
+
+def run_of(row: dict[str, str]) -> Run:
+    """Return a row as a run, with as much of its configuration as the row tells."""
+    config: dict[str, Any] = {
+        "names": {"model": row["model"], "dataset": "cifar10", "quantizer": row["quantizer"]},
+        "seed": int(row["seed"]),
+        "quantizer": {"weight": {key: row[key] for key in SETTINGS if row[key]}, "first_last": "same"},
+        "calibration": {"bias_correction": row["bias_correction"] or "none"},
+    }
+    metrics = {"test_accuracy": float(row["test_accuracy"]), "test_loss": float(row["test_loss"])}
+    if row["bits"]:
+        config["bits"] = dict(zip(("weight", "activation"), parse_bits(row["bits"]), strict=True))
+        metrics |= {"weight_mse": float(row["weight_mse"]), "weight_bits": float(row["stored_bits"])}
+    else:
+        config["quantizer"] = {"weight": None, "activation": None}
+    return Run(HERE / row["run"], "done", config, {"metrics": metrics}, None, {})
+
+
+def write(name: str, runs: list[Run], across: str, title: str) -> None:
+    """Write one table."""
+    if runs:
+        table: Table = across_table(runs, "test_accuracy", across)
+        (HERE / f"{name}.md").write_text(f"{title}.\n\n{render(table, 'markdown')}")
+
+
+def main() -> None:
+    """Write the tables by bits of every network, and that by stored bits."""
+    every = rows()
+    for name, title in NETWORKS.items():
+        here = [row for row in every if row["weights"] == WEIGHTS[name]]
+        common = [row for row in here if row["bits"] in ("", "w3a8", "w4a8", "w6a8", "w8a8")]
+        usual = [row for row in common if (row["range"], row["variant"], row["clip"]) in USUAL]
+        write(name, [run_of(row) for row in usual], "bits", title)
+    for name in ("resnet20_v1", "resnet20_short"):
+        here = [row for row in every if row["weights"] == WEIGHTS[name] and row["scope"] != "layer"]
+        one_shot = [row for row in here if row["quantizer"] in ("none", "uniform", "aciq", "omse", "pwlq")]
+        write(f"equal_storage_{name}", [run_of(row) for row in one_shot], "stored_bits", NETWORKS[name])
+
+
+USUAL = {("", "", ""), ("minmax", "", ""), ("", "paper", ""), ("", "", "none")}
+
+if __name__ == "__main__":
+    main()
