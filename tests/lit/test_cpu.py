@@ -14,11 +14,11 @@ import resource, sys, torch
 from qexp.lit.cpu import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else False
 torch.set_num_threads(1)
-x = torch.zeros(12 << 20)
+x = torch.zeros(9 << 20)
 for _ in range(4):  # blocks find their places
     x + 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(40):
+for _ in range(20):
     x + 1
 print(int(told), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -37,7 +37,7 @@ def test_blocks_of_one_step_serve_the_next() -> None:
     if not told:
         pytest.skip("no glibc, whose options these are")
     _, plain = page_faults("leave")
-    assert plain > 40 * 12288, "what the options are for does not happen here"
+    assert plain > 20 * 9216, "what the options are for does not happen here"
     assert kept < plain / 5
 
 
