@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from qexp.graph.plan import Plan
@@ -106,17 +107,33 @@ def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -
 
 def _take_dropout(graph: fx.GraphModule, calls: list[fx.Node], layer: nn.Module) -> None:
     """Let a layer with an input quantizer drop values out itself, behind it, where one dropout serves it alone."""
-    before = [input_node(call) for call in calls]
     if not isinstance(layer, QuantConv2d | QuantLinear) or layer.input_quantizer is None:
         return
+    readers = [_behind_flattening(graph, call) for call in calls]
+    before = [input_node(reader) for reader in readers]
     if any(node.op != "call_module" or node.target != before[0].target for node in before):
         return
     dropout = graph.get_submodule(str(before[0].target))
-    if isinstance(dropout, nn.Dropout | nn.Dropout2d) and all(len(node.users) == 1 for node in before):
+    wanted = (nn.Dropout, nn.Dropout2d) if readers == calls else (nn.Dropout,)  # flattened, channels are no more
+    if isinstance(dropout, wanted) and all(len(node.users) == 1 for node in before):
         layer.input_dropout = dropout
-        for call, node in zip(calls, before, strict=True):
-            call.replace_input_with(node, input_node(node))
+        for reader, node in zip(readers, before, strict=True):
+            reader.replace_input_with(node, input_node(node))
             graph.graph.erase_node(node)
+
+
+def _behind_flattening(graph: fx.GraphModule, call: fx.Node) -> fx.Node:
+    """Return the first of the reshapings that alone lead to `call`; `call` itself without any."""
+    before = input_node(call)
+    while len(before.users) == 1 and _flattens(graph, before):
+        call, before = before, input_node(before)
+    return call
+
+
+def _flattens(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), nn.Flatten)
+    return node.target in (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
 
 def _replace_call(graph: fx.GraphModule, node: fx.Node, name: str, quantizer: Quantizer) -> None:

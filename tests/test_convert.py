@@ -249,7 +249,7 @@ class Dropping(nn.Module):
     """Two layers that hand their input on, the second behind dropout.
 
     `read`: the second layer `alone` reads the dropped values, or the sum does `too`, or the second layer is called
-    `again` on values that were not dropped.
+    `again` on values that were not dropped; `flattened`: alone, through reshapings.
     """
 
     def __init__(self, kind: type[nn.Module], dropout: type[nn.Module], read: str) -> None:
@@ -257,20 +257,22 @@ class Dropping(nn.Module):
         kernel = (1,) if kind is nn.Conv2d else ()
         self.first, self.second = (kind(30, 30, *kernel, bias=False) for _ in range(2))
         self.dropout = dropout(0.5)
-        self.read = read
+        self.read, self.places = read, kernel * 2
         for layer in (self.first, self.second):
             nn.init.dirac_(layer.weight) if kernel else nn.init.eye_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         dropped = self.dropout(x)
+        if self.read == "flattened":
+            dropped = torch.flatten(dropped, 1).reshape(-1, 30, *self.places)
         found = self.second(dropped)
         if self.read == "too":
             return found + 0 * dropped
         return found + 0 * self.second(x) if self.read == "again" else found
 
 
-@pytest.mark.parametrize("read", ["alone", "too", "again"])
+@pytest.mark.parametrize("read", ["alone", "flattened", "too", "again"])
 @pytest.mark.parametrize(
     ("kind", "dropout"), [(nn.Linear, nn.Dropout), (nn.Conv2d, nn.Dropout), (nn.Conv2d, nn.Dropout2d)]
 )
@@ -285,4 +287,5 @@ def test_values_are_dropped_behind_the_quantizer_of_the_layer_that_alone_reads_t
         evaluated, trained = network.eval()(x), network.train()(x)
     kept = trained != 0
     halved = torch.equal((trained / 2)[kept], evaluated[kept])  # else rounded on the grid when already doubled
-    assert halved == (read == "alone") and 0.3 < kept.float().mean() < 0.6
+    moved = read == "alone" or (read == "flattened" and dropout is nn.Dropout)
+    assert halved == moved and 0.3 < kept.float().mean() < 0.6

@@ -110,7 +110,10 @@ def _plan_sites(
     for name, node in relu_sites(graph).items():
         feeds = sorted(consumers(graph, node))
         setting = site_setting(name, [settings[layer] for layer in feeds], scheme)
-        site = Site(name, "activation", shapes[node.name])
+        shape = shapes[node.name]
+        if len(shape) == 2 and feeds and all(isinstance(graph.get_submodule(layer), nn.Linear) for layer in feeds):
+            shape = shape[-1:]  # the axis before it counts the steps of a sequence, as in `_plan_input`
+        site = Site(name, "activation", shape)
         quantizer = None
         if setting.method.placement == "relu":
             quantizer = _make(setting.method.activation, setting.bits.activation, site, scheme, setting.scope)
@@ -223,10 +226,13 @@ def _float_modules(model: nn.Module, layers: Container[str]) -> list[tuple[str, 
 
 
 def _share_across_network(plan: Plan) -> None:
-    """Make every quantizer of scope `network` use the learned tensors of the first of its class."""
-    first: dict[type[Quantizer], Quantizer] = {}
+    """Make every quantizer of scope `network` use the learned tensors of the first of its class.
+
+    Weights share among themselves, as values of another size than activations, even where one class serves both.
+    """
+    first: dict[tuple[type[Quantizer], bool], Quantizer] = {}
     for quantizer in plan.quantizers():
         if quantizer.scope == "network":
-            owner = first.setdefault(type(quantizer), quantizer)
+            owner = first.setdefault((type(quantizer), quantizer.site.kind == "weight"), quantizer)
             if owner is not quantizer:
                 quantizer.share(owner)

@@ -111,12 +111,39 @@ def _trace_once(model: nn.Module) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced: '{where}' does not run on symbolic values ({reason}). "
             "Its forward pass must not branch on data; quantizer=none runs it as it is."
         ) from error
+    _follow_writes(model, graph)
     for node in graph.nodes:
         if node.op == "call_module" and type(module := model.get_submodule(str(node.target))) in QUANTIZED_LAYERS:
             # By place, whatever the model's code does: hooks see only what is given so.
             given = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
             node.args, node.kwargs = given.args, given.kwargs
     return fx.GraphModule(model, graph)
+
+
+def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
+    """Let what reads a tensor after an in-place ReLU read the ReLU's result, which is what it sees.
+
+    The graph knows values, not memory: a quantizer in the ReLU's place would leave later readers the old value.
+    """
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if _writes_relu(model, node):
+            before = node.all_input_nodes[0]
+            for user in list(before.users):
+                if places[user] > places[node]:
+                    user.replace_input_with(before, node)
+
+
+def _writes_relu(model: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return isinstance(module, RELU_MODULES) and bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return node.target == "relu_"
+    in_place = node.kwargs.get("inplace") is True or node.args[1:] == (True,)
+    return node.op == "call_function" and (
+        node.target in (F.relu_, torch.relu_) or (node.target in (F.relu, F.relu6) and in_place)
+    )
 
 
 def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -220,8 +247,11 @@ def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes a passing operation takes its values from: its first argument, or all of a list of them."""
-    first: Any = node.args[0] if node.args else next(iter(node.kwargs.values()))
-    return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else [first]
+    for first in (*node.args, *node.kwargs.values()):
+        items = list(first) if isinstance(first, (list, tuple)) else [first]
+        if nodes := [item for item in items if isinstance(item, fx.Node)]:
+            return nodes
+    return []
 
 
 def sources(
@@ -256,10 +286,20 @@ def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:
     return found
 
 
+def _takes_away(node: fx.Node) -> bool:
+    """Say whether a sum is a difference (alpha below 0), or a border is below zero, as far as can be seen."""
+    given: list[Any] = [node.kwargs.get("alpha")]
+    if node.target is F.pad:
+        given += [node.kwargs.get("value"), *node.args[3:]]
+    return any(value is not None and (isinstance(value, fx.Node) or value < 0) for value in given)
+
+
 def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the values of `node` can be shown never to be negative."""
     if is_relu(graph, node) or _calls(graph, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS):
         return True
+    if _takes_away(node):
+        return False
     if _passes(graph, node):
         return all(nonnegative(graph, before) for before in _tensor_inputs(node))
     if node.op in ("call_function", "call_method") and node.target in {

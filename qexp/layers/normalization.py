@@ -52,9 +52,11 @@ class ShiftBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         spread = (variance + self.eps).rsqrt() if self.authors else variance
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(spread, self.momentum)
         self.num_batches_tracked.add_(1)
+        # None is torch's word for a plain mean over all batches, which re-estimation asks for.
+        share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(spread, share)
 
 
 def shifted(model: nn.Module, kind: Normalization) -> nn.Module:

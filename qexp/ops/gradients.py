@@ -72,8 +72,8 @@ class QuantizedGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, bits: int, logarithmic: bool) -> Tensor:
-        """Return `x`, as another view of it."""
-        return x.view_as(x)
+        """Return a copy of `x`: into a view, what follows (an in-place ReLU, a residual sum) could not write."""
+        return x.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

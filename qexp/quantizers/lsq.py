@@ -102,8 +102,14 @@ class LSQ(Quantizer):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Start the steps from `x`; a channel of zeros takes the mean of the others."""
-        if self.bits == 32 or self.is_shared:
+        if self.bits == 32:
             return
+        if not self.is_shared:
+            self._start_step(x)
+        if self.oscillation is not None:
+            self.oscillation.begin(nearest(x, self.step, self.lowest, self.highest))
+
+    def _start_step(self, x: Tensor) -> None:
         start = self.start(x.detach().float())
         if not bool(torch.isfinite(start).all()) or not bool((start > 0).any()):
             what = "no finite numbers" if not bool(torch.isfinite(start).all()) else "zeros alone"
@@ -114,8 +120,6 @@ class LSQ(Quantizer):
             )
         self.step.copy_(torch.where(start > 0, start, start[start > 0].mean()) if start.dim() else start)
         self.floor.copy_(FLOOR * self.step)
-        if self.oscillation is not None:
-            self.oscillation.begin(nearest(x, self.step, self.lowest, self.highest))
 
     def _oscillation(self) -> Oscillation | None:
         if self.freeze_above is None or self.bits == 32:
@@ -165,12 +169,15 @@ class LSQ(Quantizer):
         """Add the share of elements beyond the range."""
         description = super().describe(x)
         if x is not None and self.bits < 32:
-            u = x.float() / self.step
-            below = u < self.lowest - 0.5 if self.lowest else torch.zeros_like(u, dtype=torch.bool)
             if self.oscillation is not None:
                 description.shares |= self.oscillation.shares()
-            description.shares["clipped"] = (below | (u > self.highest + 0.5)).float().mean()
+            description.shares["clipped"] = self._clipped(x)
         return description
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        u = x.float() / self.step
+        below = u < self.lowest - 0.5 if self.lowest else torch.zeros_like(u, dtype=torch.bool)
+        return (below | (u > self.highest + 0.5)).float().mean()
 
 
 def _scope(scope: str, site: Site) -> str:

@@ -123,6 +123,12 @@ class LSQPlusActivation(LSQ):
             step = low.abs() / max(self.highest, 1)
             yield step, low - self.lowest * step
 
+    def _clipped(self, x: Tensor) -> Tensor:
+        if self.offset is None:
+            return super()._clipped(x)
+        u = (x.float() - self.offset) / self.step  # with an offset nothing says that the lower end cuts only zeros
+        return ((u < self.lowest - 0.5) | (u > self.highest + 0.5)).float().mean()
+
     def learned(self) -> dict[str, nn.Parameter]:
         """Return `step` and `offset`."""
         found = super().learned()

@@ -54,7 +54,8 @@ class LinearWeight(BoundedWeight):
     Args:
         reach: None: the grid goes from -1 to 1, which wants a batch norm behind the layer. A number: to so many
             times the mean of |w| on either side, taken anew at every pass and without a gradient, as He et al.
-            (arXiv 1611.10176, 2.5) have it for recurrent networks, whose products nothing normalises.
+            (arXiv 1611.10176) have it for recurrent networks, whose products nothing normalises: their scale of
+            2.5 is that of the whole range, which is 1.25 here.
 
     Raises:
         ConfigError: a reach that is not above 0, or one for a single bit, whose levels are -1 and 1.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,10 +9,12 @@ from torch import Tensor, nn
 from qexp.convert import quantize_model
 from qexp.errors import ConfigError
 from qexp.graph.plan import Plan
-from qexp.graph.scheme import LayerRule, Scheme, Widths
+from qexp.graph.scheme import LayerRule, Method, Scheme, Widths
 from qexp.models.mlp import MLP
 from qexp.models.resnet_cifar import PreactivationResNet
+from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.image import ImageGrid
+from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
 
 from ..conversions import DOREFA, INPUTS, NONE, RANGE, Small, TwoGraphs, plan_of, rule, scheme, shapes_only
@@ -287,3 +291,23 @@ def test_the_image_beside_features_is_not_rounded_as_an_image() -> None:
     mixed = next(layer for layer in plan.layers if layer.name == "mixed")
     assert mixed.input is not None and mixed.input.site.signed
     assert quantize_model(plan)(torch.randn(2, 3, 8, 8)).shape == (2, 2, 8, 8)
+
+
+def test_the_channels_of_a_sequence_are_its_last_axis() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    how = scheme(ends=(4, 4), method=Method("pact", DoReFaWeight, functools.partial(PACT, scope="channel")))
+    plan = plan_of(model, how, (5, 6))
+    (site,) = plan.sites
+    assert site.quantizer is not None
+    assert site.quantizer.alpha.shape == (16,)
+    assert quantize_model(plan)(torch.randn(2, 5, 6)).shape == (2, 5, 3)
+
+
+def test_one_step_for_the_network_is_one_for_weights_and_one_for_inputs() -> None:
+    method = Method(
+        "lsq", functools.partial(LSQ, scope="network"), functools.partial(LSQ, scope="network"), "input"
+    )
+    plan = plan_of(Small(), scheme(ends=(4, 4), method=method))
+    weights = {id(layer.weight.step) for layer in plan.layers if isinstance(layer.weight, LSQ)}
+    inputs = {id(layer.input.step) for layer in plan.layers if isinstance(layer.input, LSQ)}
+    assert (len(weights), len(inputs), len(weights | inputs)) == (1, 1, 2)

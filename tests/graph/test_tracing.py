@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,3 +221,54 @@ def test_a_layer_called_by_name_is_called_by_place_in_the_graph() -> None:
     assert all(len(call.args) == 1 and not call.kwargs for calls in layer_calls(graph).values() for call in calls)
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(graph(x), model(x))
+
+
+class Writing(nn.Module):
+    """In-place ReLUs in every form, with what they write into read again later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c1(x)
+        y = self.relu(x)
+        a = x + self.c2(y)
+        F.relu(a, inplace=True)
+        b = self.c2(a)
+        b.relu_()
+        c = self.c2(b) - b
+        F.relu_(c)
+        return c
+
+
+def test_what_an_inplace_relu_wrote_is_read_from_it() -> None:
+    torch.manual_seed(0)
+    model = Writing().eval()
+    (graph,) = trace(model)
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(graph(x), model(x))
+    assert all(nonnegative(graph, source) for source in sources(graph, layer_calls(graph)["c2"][1]))
+    for node in relu_sites(graph).values():  # a quantizer in its place, which writes nothing, changes nothing
+        with graph.graph.inserting_after(node):
+            plain = graph.graph.call_function(torch.clamp, (node.all_input_nodes[0], 0.0))
+        node.replace_all_uses_with(plain)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    assert torch.equal(graph(x), model(x))
+
+
+def test_differences_and_borders_below_zero_are_not_taken_for_positive() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y, z = F.relu(x), F.relu(-x)
+            return (
+                torch.add(y, z, alpha=-1), F.pad(y, (1, 1), value=-1.0), F.pad(y, (1, 1), "constant", -2.0),
+                torch.add(y, z, alpha=2), F.pad(y, (1, 1)), y.transpose(1, -1),
+                torch.flatten(start_dim=1, input=y), torch.cat(dim=1, tensors=[y, z]),
+            )  # fmt: skip
+
+    (graph,) = trace(Sums())
+    (output,) = [node for node in graph.graph.nodes if node.op == "output"]
+    returned: Any = output.args[0]
+    assert [nonnegative(graph, node) for node in returned] == [False] * 3 + [True] * 5

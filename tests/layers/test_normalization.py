@@ -111,3 +111,20 @@ def test_which_norms_are_replaced() -> None:
     assert before.keys() == shifted(MLP(**shape), "shift").state_dict().keys()
     with pytest.raises(ConfigError, match="no batch norm to replace"):
         shifted(nn.Sequential(nn.Linear(2, 2)), "shift")
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_without_a_momentum_the_statistics_are_plain_means(authors: bool) -> None:
+    batches = torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(0)) + 2
+
+    def seen(*shown: Tensor) -> ShiftBatchNorm:
+        norm = ShiftBatchNorm(nn.BatchNorm1d(3), authors).train()
+        norm.reset_running_stats()
+        norm.momentum = None
+        for batch in shown:
+            norm(batch)
+        return norm
+
+    norm, alone = seen(*batches), [seen(batch) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, batches.mean((0, 1)))
+    torch.testing.assert_close(norm.running_var, torch.stack([one.running_var for one in alone]).mean(0))

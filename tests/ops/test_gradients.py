@@ -10,7 +10,7 @@ from torch import nn
 
 from qexp.errors import ConfigError
 from qexp.layers.quantized import QuantLinear
-from qexp.ops.gradients import dorefa_gradient, log_gradient
+from qexp.ops.gradients import QuantizedGradient, dorefa_gradient, log_gradient
 from qexp.quantizers.base import Site
 from qexp.quantizers.gradient import GradientQuantizer
 from qexp.quantizers.qnn_binary import BinaryWeight
@@ -95,3 +95,12 @@ def test_refused() -> None:
         GradientQuantizer(1)
     with pytest.raises(ConfigError, match="gradient_form=linear"):
         GradientQuantizer(6, "linear")  # type: ignore[arg-type]
+
+
+def test_what_follows_may_write_in_place() -> None:
+    x = torch.randn(4, 6, requires_grad=True)
+    y = QuantizedGradient.apply(2 * x, 6, False)
+    y += 1
+    y.relu_()
+    y.sum().backward()
+    assert x.grad is not None and x.grad.abs().max() > 0

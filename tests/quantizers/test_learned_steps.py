@@ -138,3 +138,15 @@ def test_switches_without_a_meaning_are_refused():
         LGLSQ(3, WEIGHT, scale_gradient="both")
     with pytest.raises(ConfigError, match="power=3"):
         LLSQ(3, WEIGHT, power=3)
+
+
+@pytest.mark.parametrize("form", ["unsigned_offset", "signed_offset", "signed"])
+@pytest.mark.parametrize("mean", [0.0, 2.0, -3.0])
+def test_lsq_plus_counts_what_it_clips_from_its_offset(form, mean):
+    x = mean + 0.3 * torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    quantizer = LSQPlusActivation(4, Site("x", "input", (4000,), signed=True), form=form)
+    quantizer.calibrate(x)
+    with torch.no_grad():
+        error = (quantizer(x) - x).abs()
+    clipped = (error > 0.5001 * quantizer.step).float().mean()
+    assert float(quantizer.describe(x).shares["clipped"]) == pytest.approx(float(clipped), abs=1e-3)

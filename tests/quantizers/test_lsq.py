@@ -146,3 +146,15 @@ def test_the_step_moves_to_less_error():
 
     best = min((error(s / 1000), s / 1000) for s in range(100, 1500))
     assert error(quantizer.step.item()) == pytest.approx(best[0], rel=0.02)
+
+
+def test_a_shared_steps_weights_begin_to_oscillate_from_where_they_are():
+    sites = [Site(name, "weight", (5, 5)) for name in "ab"]
+    owner, other = (LSQ(3, site, scope="network", freeze_above=0.1) for site in sites)
+    other.share(owner)
+    x = torch.linspace(-1, 1, 25).reshape(5, 5)
+    owner.calibrate(x)
+    step = owner.step.item()
+    other.calibrate(x / 2)
+    assert owner.step.item() == step, "the first one's"
+    assert torch.equal(other.oscillation.integers.float(), torch.round(x / 2 / step).clamp(-4, 3))
