@@ -45,6 +45,7 @@ SCOPES = ("layer", "channel", "element", "network")
 WEIGHT_SCOPES = (*SCOPES, "depthwise")
 PLACEMENTS = ("relu", "input")
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
+PLAIN_ROUNDING = "qexp.ops.rounding.ste"
 NO_DISCRETISATION = "qexp.ops.discretisation.none"
 LARGEST_SEED = 2**63 - 1
 """What torch's generators take."""

@@ -85,15 +85,15 @@ class MSE(Observer):
         level = largest
         if self.steps is not None and len(counts):
             levels = torch.arange(1, self.candidates + 1, dtype=torch.float64) / self.candidates * largest
-            level = levels[self._errors(counts, width, levels).argmin()].item()
+            level = levels[self._errors(counts, width, levels, self.steps).argmin()].item()
         return _around_zero(level, self.site)
 
-    def _errors(self, counts: Tensor, width: float, levels: Tensor) -> Tensor:
+    def _errors(self, counts: Tensor, width: float, levels: Tensor, steps: int) -> Tensor:
         if not self.site.signed:
-            return squared_errors(counts, width, levels, 2**self.bits - 1)
-        step, half = 2 * levels / (2**self.bits - 1), 2 ** (self.bits - 1)
-        sides = [squared_errors(counts, width, step * last, last) for last in (half - 1, half)]
-        return (sides[0] + sides[1]) / 2
+            return squared_errors(counts, width, levels, steps)
+        step = 2 * levels / (2**self.bits - 1)
+        above, below = (squared_errors(counts, width, step * last, last) for last in (steps, steps + 1))
+        return above + below
 
 
 class ACIQ(Observer):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from qexp.build import build
 from qexp.commands.planning import teacher_weights
-from qexp.config import NO_DISCRETISATION, Config, parse
+from qexp.config import NO_DISCRETISATION, PLAIN_ROUNDING, Config, parse
 
 
 def stages(config: Config) -> Iterator[Config]:
@@ -64,7 +64,7 @@ def _stage(config: Config, pair: tuple[int, int], weights: str | None) -> Config
     plain["bits"] |= dict(zip(("weight", "activation"), pair, strict=True))
     plain["model"]["weights"] = weights
     if pair == (32, 32):
-        plain["rounding"] = {"_target_": "qexp.ops.rounding.ste", "_partial_": True}
+        plain["rounding"] = {"_target_": PLAIN_ROUNDING, "_partial_": True}
         plain["discretisation"] = {"_target_": NO_DISCRETISATION}
     if config.task.get("distillation"):
         plain["task"]["teacher"] = teacher_weights(config)

@@ -12,7 +12,7 @@ from typing import Any
 from qexp.build import build
 from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run
 from qexp.commands.recording import recording_failure, run_log
-from qexp.config import Config
+from qexp.config import PLAIN_ROUNDING, Config
 from qexp.errors import ConfigError, DataError
 from qexp.files import atomic_write
 
@@ -63,7 +63,7 @@ def _refuse_training(config: Config) -> None:
     given = {
         "progressive": bool(config.progressive),
         "gradient_bits": config.gradient_bits is not None,
-        "rounding": config.rounding["_target_"] != "qexp.ops.rounding.ste",
+        "rounding": config.rounding["_target_"] != PLAIN_ROUNDING,
         "discretisation": config.discretisation is not None,
     }
     if asked := [key for key, is_given in given.items() if is_given]:

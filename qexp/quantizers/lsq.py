@@ -19,6 +19,7 @@ from qexp.ops.oscillation import Oscillation
 from qexp.ops.rounding import ste
 from qexp.ops.steps import limits, nearest, round_to_step, scoped_mean, step_codes, step_gradient
 from qexp.quantizers.base import Description, ParameterGroup, Quantizer, Rounding, Site, scope_shape
+from qexp.quantizers.uniform import share_outside
 
 FLOOR = 2.0**-10
 """The smallest part of its start value that a step may shrink to: steps stay positive."""
@@ -175,9 +176,8 @@ class LSQ(Quantizer):
         return description
 
     def _clipped(self, x: Tensor) -> Tensor:
-        u = x.float() / self.step
-        below = u < self.lowest - 0.5 if self.lowest else torch.zeros_like(u, dtype=torch.bool)
-        return (below | (u > self.highest + 0.5)).float().mean()
+        lowest = self.lowest - 0.5 if self.lowest else -math.inf
+        return share_outside(x.float() / self.step, lowest, self.highest + 0.5)
 
 
 def _scope(scope: str, site: Site) -> str:

@@ -18,6 +18,7 @@ from qexp.ops.rounding import ste
 from qexp.ops.steps import limits, round_to_step, scoped_mean, step_gradient
 from qexp.quantizers.base import Rounding, Site
 from qexp.quantizers.lsq import LSQ
+from qexp.quantizers.uniform import share_outside
 
 SAMPLES = 2**16
 """How many values the search for a start looks at, at most, evenly taken."""
@@ -126,8 +127,8 @@ class LSQPlusActivation(LSQ):
     def _clipped(self, x: Tensor) -> Tensor:
         if self.offset is None:
             return super()._clipped(x)
-        u = (x.float() - self.offset) / self.step  # with an offset nothing says that the lower end cuts only zeros
-        return ((u < self.lowest - 0.5) | (u > self.highest + 0.5)).float().mean()
+        u = (x.float() - self.offset) / self.step  # with an offset the lower end cuts more than what a ReLU would
+        return share_outside(u, self.lowest - 0.5, self.highest + 0.5)
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Return `step` and `offset`."""

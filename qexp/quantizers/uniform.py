@@ -179,7 +179,7 @@ def kept_ends(
     return torch.where(missing, measured[0], low), torch.where(missing, measured[1], high)
 
 
-def share_outside(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def share_outside(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Return the share (0 to 1) of elements beyond a range."""
     return ((x < low) | (x > high)).float().mean()
 

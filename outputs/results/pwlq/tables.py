@@ -11,23 +11,24 @@ from typing import Any
 
 from qexp.bits import parse_bits
 from qexp.report.across import across_table
-from qexp.report.tables import Table, render
+from qexp.report.tables import render
 from qexp.runs import Run
 
 HERE = Path(__file__).parent
 SETTINGS = ("scope", "breakpoints", "search", "variant", "range", "clip")
 NETWORKS = {
-    "resnet20_v1": "resnet20_v1, the public checkpoint, 91.73 % in float",
-    "resnet20": "resnet20 of outputs/results/pact, 88.38 % in float",
-    "resnet20_short": "resnet20, weights/resnet20.safetensors, 85.70 % in float",
-    "mobilenet_v2_cifar": "mobilenet_v2_cifar at a quarter of the width, weights/mobilenet_v2_cifar.safetensors",
+    "resnet20_v1": ("public", "resnet20_v1, the public checkpoint, 91.73 % in float"),
+    "resnet20": ("outputs/results/pact", "resnet20 of outputs/results/pact, 88.38 % in float"),
+    "resnet20_short": ("weights/resnet20", "resnet20, weights/resnet20.safetensors, 85.70 % in float"),
+    "mobilenet_v2_cifar": (
+        "weights/mobilenet_v2_cifar",
+        "mobilenet_v2_cifar at a quarter of the width, weights/mobilenet_v2_cifar.safetensors",
+    ),
 }
-WEIGHTS = {
-    "resnet20_v1": "public",
-    "resnet20": "outputs/results/pact",
-    "resnet20_short": "weights/resnet20",
-    "mobilenet_v2_cifar": "weights/mobilenet_v2_cifar",
-}
+"""Table -> its network's weights in runs.csv, and its title."""
+
+USUAL = {("", "", ""), ("minmax", "", ""), ("", "paper", ""), ("", "", "none")}
+"""Range, variant and clip of what the tables by bits compare."""
 
 
 def rows() -> list[dict[str, str]]:
@@ -58,25 +59,24 @@ def run_of(row: dict[str, str]) -> Run:
 def write(name: str, runs: list[Run], across: str, title: str) -> None:
     """Write one table."""
     if runs:
-        table: Table = across_table(runs, "test_accuracy", across)
-        (HERE / f"{name}.md").write_text(f"{title}.\n\n{render(table, 'markdown')}")
+        table = render(across_table(runs, "test_accuracy", across), "markdown")
+        (HERE / f"{name}.md").write_text(f"{title}.\n\n{table}")
 
 
 def main() -> None:
     """Write the tables by bits of every network, and that by stored bits."""
     every = rows()
-    for name, title in NETWORKS.items():
-        here = [row for row in every if row["weights"] == WEIGHTS[name]]
+    for name, (weights, title) in NETWORKS.items():
+        here = [row for row in every if row["weights"] == weights]
         common = [row for row in here if row["bits"] in ("", "w3a8", "w4a8", "w6a8", "w8a8")]
         usual = [row for row in common if (row["range"], row["variant"], row["clip"]) in USUAL]
         write(name, [run_of(row) for row in usual], "bits", title)
     for name in ("resnet20_v1", "resnet20_short"):
-        here = [row for row in every if row["weights"] == WEIGHTS[name] and row["scope"] != "layer"]
+        weights, title = NETWORKS[name]
+        here = [row for row in every if row["weights"] == weights and row["scope"] != "layer"]
         one_shot = [row for row in here if row["quantizer"] in ("none", "uniform", "aciq", "omse", "pwlq")]
-        write(f"equal_storage_{name}", [run_of(row) for row in one_shot], "stored_bits", NETWORKS[name])
+        write(f"equal_storage_{name}", [run_of(row) for row in one_shot], "stored_bits", title)
 
-
-USUAL = {("", "", ""), ("minmax", "", ""), ("", "paper", ""), ("", "", "none")}
 
 if __name__ == "__main__":
     main()
