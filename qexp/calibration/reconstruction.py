@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qexp.calibration.bias import channel_axis
@@ -87,17 +88,20 @@ def search(
     floor = scaled.floor()
     v = inverse((scaled - floor).clamp(0, 1)).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=quantizer.learning_rate)
+    channels = targets.shape[channel_axis(module)]
     for iteration in range(quantizer.iterations):
         rows = torch.randint(len(inputs), (min(quantizer.samples, len(inputs)),), generator=generator)
+        rows = rows.to(inputs.device)
         h = rectified_sigmoid(v)
         soft = (floor + h).clamp(lowest, highest) * step
-        output = act(float_output(module, inputs[rows], soft))
-        loss = (output - targets[rows]).square().sum(channel_axis(module)).mean()
+        output = act(float_output(module, inputs.index_select(0, rows), soft))
+        # What the mean of the squared error over all but the channels hands back, without the error itself.
+        handed = (output.detach() - targets.index_select(0, rows)).mul_(2 * channels / output.numel())
+        optimizer.zero_grad()
+        output.backward(handed, retain_graph=True)
         progress = (iteration / quantizer.iterations - quantizer.warmup) / (1 - quantizer.warmup)
         if progress >= 0:
-            loss = loss + quantizer.penalty * rounding_penalty(h, annealed(progress))
-        optimizer.zero_grad()
-        loss.backward()
+            (quantizer.penalty * rounding_penalty(h, annealed(progress))).backward()
         optimizer.step()
     quantizer.choose(weight, floor + (rectified_sigmoid(v.detach()) >= 0.5))
 
@@ -111,7 +115,7 @@ def _activation(graph: fx.GraphModule, name: str) -> Callable[[Tensor], Tensor]:
     users = [user for call in layer_calls(graph)[name] for user in call.users]
     if users and all(is_relu(graph, user) for user in users):
         ends = {relu_end(graph, user) for user in users}
-        return _same if len(ends) > 1 else functools.partial(torch.clamp, min=0.0, max=ends.pop())
+        return _same if len(ends) > 1 else functools.partial(F.hardtanh, min_val=0.0, max_val=ends.pop())
     if len(users) == 1 and users[0].op == "call_module":
         module = graph.get_submodule(str(users[0].target))
         if isinstance(module, _ELEMENTWISE):
