@@ -135,11 +135,15 @@ class IntegerLayer(nn.Module):
         return sums
 
     def reference(self, codes: Tensor, geometry: Geometry) -> Tensor:
-        """Return the accumulators by a float convolution of integers, exact: float32 below 2^24, else float64."""
+        """Return the accumulators by a float convolution of integers, exact: float32 below 2^24, else float64.
+
+        In the kernel's order in memory: a float layer behind it adds in that order, and two would round apart.
+        """
         dtype = torch.float32 if self.bound < EXACT_FLOAT32 else torch.float64
         integers, weight = self.grid.integers(codes).to(dtype), self.integers.to(dtype)
         if isinstance(self.layer, nn.Conv2d):
-            return geometry.convolve(integers, weight).to(torch.int32)
+            sums = geometry.convolve(integers, weight)
+            return sums.to(torch.int32, memory_format=torch.channels_last)
         return F.linear(integers, weight.flatten(1)).to(torch.int32)
 
     def rescaled(self, sums: Tensor, geometry: Geometry) -> Tensor:

@@ -32,7 +32,7 @@ from qexp.xnor.grids import grid_of
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.product import TorchProduct, linear_geometry
 
-from ..conversions import TwoGraphs, quantized, scheme
+from ..conversions import DOREFA, TwoGraphs, quantized, scheme
 
 BINARY = Method("qnn_binary", BinaryWeight, BinaryActivation)
 HALF = ((-1.0,), (1.0,))
@@ -117,6 +117,17 @@ def test_bit_planes_and_convolutions_prove_themselves(product: TorchProduct) -> 
     engine = make_engine(fake, product)
     assert len(engine.layers) == 9
     assert prove(engine, fake, batches((3, 8, 8), 4)).holds
+
+
+def test_a_float_layer_behind_bits_adds_in_one_order(product: TorchProduct) -> None:
+    """Whatever the order in memory: sums of rounded products would differ in their last bits."""
+    pooled = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    )
+    fake = quantized(pooled, scheme((4, 4), method=DOREFA, first=Widths(8, 8), input_range=HALF), (3, 8, 8)).eval()
+    proof = prove(make_engine(fake, product), fake, batches((3, 8, 8)))
+    assert proof.logits and proof.holds
 
 
 def test_a_network_of_branches_proves_itself(product: TorchProduct) -> None:
