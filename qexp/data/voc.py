@@ -304,7 +304,11 @@ def _mask(file: Path) -> Image.Image:
 
 
 def _objects(file: Path) -> Iterator[tuple[list[float], int, bool]]:
-    """Yield box, class and whether it is marked difficult; pixels are counted from 0."""
+    """Yield box, class and whether it is marked difficult.
+
+    Of pixels counted from 1, the last included, come corners between pixels, counted from 0: the first pixel alone
+    is (0, 0, 1, 1).
+    """
     try:
         root = ElementTree.fromstring(file.read_bytes())
     except ElementTree.ParseError as error:
@@ -314,7 +318,11 @@ def _objects(file: Path) -> Iterator[tuple[list[float], int, bool]]:
         if label not in CLASSES[1:]:
             raise DataError(f"{file}: an object '{label}', which is none of VOC's twenty classes.")
         try:
-            corners = [float(box.findtext(key, "")) - 1 for key in ("xmin", "ymin", "xmax", "ymax")]  # type: ignore[union-attr]
+            left, top, right, bottom = (float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax"))  # type: ignore[union-attr]
         except (AttributeError, ValueError) as error:
             raise DataError(f"{file}: an object without a box of four numbers; replace it.") from error
-        yield corners, CLASSES.index(label), each.findtext("difficult", "0").strip() == "1"
+        yield (
+            [left - 1, top - 1, right, bottom],
+            CLASSES.index(label),
+            each.findtext("difficult", "0").strip() == "1",
+        )

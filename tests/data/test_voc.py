@@ -50,10 +50,10 @@ def test_an_image_too_large_is_made_smaller_with_its_mask(voc: Path) -> None:
 def test_boxes_are_in_the_images_own_pixels(voc: Path) -> None:
     ((images, objects),) = list(source("voc_detection", voc).test_batches(None, "cpu"))
     assert images.shape == (3, 3, 320, 320) and len(objects) == 3
-    assert objects[0]["boxes"][0].tolist() == [5, 5, 29, 19], "pixels are counted from 0"
+    assert objects[0]["boxes"][0].tolist() == [5, 5, 30, 20], "pixels 6 to 30 and 6 to 20, counted from 1"
     assert objects[0]["labels"].tolist() == [12, 15] and objects[0]["difficult"].tolist() == [False, True]
     width, height = objects[0]["size"].tolist()
-    assert objects[0]["boxes"][1].tolist() == [0, 0, width - 1, height - 1]
+    assert objects[0]["boxes"][1].tolist() == [0, 0, width, height]
 
 
 def test_calibration_draws_from_the_training_list_alone(voc: Path) -> None:
