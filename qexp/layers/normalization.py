@@ -20,7 +20,8 @@ class ShiftBatchNorm(_BatchNorm):
 
     As the paper has it, with what it does not state (eps, running statistics) as in the batch norm it replaces.
     `authors` is their Torch code: eps 1e-5, running averages of the mean and of the inverse standard deviation,
-    the latter in `running_var`, with a weight of 1/8 for the newest.
+    with a weight of 1/8 for the newest. `running_var` is a variance there too, the one that has this inverse, so
+    that the statistics of an ordinary batch norm can be taken over.
     """
 
     running_mean: Tensor
@@ -45,24 +46,27 @@ class ShiftBatchNorm(_BatchNorm):
             result, mean, variance = ShiftNormalize.apply(flat, self.weight, self.bias, self.eps)
             self._remember(mean, variance)
         else:
-            inverse = self.running_var if self.authors else (self.running_var + self.eps).rsqrt()
+            inverse = (self.running_var + self.eps).rsqrt()
             result = shift_normalize(flat, self.weight, self.bias, self.running_mean, inverse)
         return result.reshape(rows.shape).movedim(-1, 1).to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        spread = (variance + self.eps).rsqrt() if self.authors else variance
         self.num_batches_tracked.add_(1)
         # None is torch's word for a plain mean over all batches, which re-estimation asks for.
         share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(spread, share)
+        if self.authors:
+            inverse = (self.running_var + self.eps).rsqrt().lerp((variance + self.eps).rsqrt(), share)
+            self.running_var.copy_(inverse.pow(-2) - self.eps)
+        else:
+            self.running_var.lerp_(variance, share)
 
 
 def shifted(model: nn.Module, kind: Normalization) -> nn.Module:
     """Put a `ShiftBatchNorm` in the place of each batch norm of `model`, in place; return the model.
 
-    `shift_authors` leaves the last one, behind the scores, as it is; so does the authors' code.
+    `shift_authors` leaves one that normalizes the scores, behind the last layer, as it is; so does the authors' code.
 
     Raises:
         ConfigError: there is no batch norm, or one without parameters or running averages.
@@ -70,7 +74,9 @@ def shifted(model: nn.Module, kind: Normalization) -> nn.Module:
     found = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     if not found:
         raise ConfigError(f"normalization={kind}: {type(model).__name__} has no batch norm to replace.")
-    for name in found[:-1] if kind == "shift_authors" else found:
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm)]
+    of_scores = kind == "shift_authors" and layers[-1] is model.get_submodule(found[-1])
+    for name in found[:-1] if of_scores else found:
         norm = model.get_submodule(name)
         assert isinstance(norm, _BatchNorm)
         if not norm.affine or not norm.track_running_stats or norm.momentum is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qexp.errors import ConfigError
 from qexp.layers.normalization import ShiftBatchNorm, shifted
 from qexp.models.mlp import MLP
+from qexp.models.qnn import QNNMLP
 
 
 def ap2(x: float) -> float:
@@ -74,9 +75,13 @@ def test_forward_and_backward(authors: bool, spatial: bool) -> None:
             sum(columns(upstream)[channel]), rel=1e-4, abs=1e-4
         )
         newest = 0.125 if authors else 0.1
-        spread = 1 / math.sqrt(variance + eps) if authors else variance
         assert module.running_mean[channel].item() == pytest.approx(newest * mean, rel=1e-4, abs=1e-6)
-        assert module.running_var[channel].item() == pytest.approx(1 - newest + newest * spread, rel=1e-4)
+        if authors:  # what is averaged is the inverse standard deviation
+            inverse = (1 - newest) / math.sqrt(1 + eps) + newest / math.sqrt(variance + eps)
+            spread = inverse**-2 - eps
+        else:
+            spread = 1 - newest + newest * variance
+        assert module.running_var[channel].item() == pytest.approx(spread, rel=1e-4)
 
 
 @pytest.mark.parametrize("authors", [False, True])
@@ -86,8 +91,7 @@ def test_evaluation_uses_the_running_statistics(authors: bool) -> None:
         module(x)
     y = module.eval()(x)
     for channel, column in enumerate(columns(x)):
-        spread = module.running_var[channel].item()
-        inverse = ap2(spread if authors else 1 / math.sqrt(spread + 1e-4))
+        inverse = ap2(1 / math.sqrt(module.running_var[channel].item() + (1e-5 if authors else 1e-4)))
         gain, shift, mean = (t[channel].item() for t in (module.weight, module.bias, module.running_mean))
         expected = [ap2(gain) * ((value - mean) * inverse) + shift for value in column]
         torch.testing.assert_close(columns(y)[channel], expected, rtol=1e-5, atol=1e-5)
@@ -106,7 +110,8 @@ def test_which_norms_are_replaced() -> None:
 
     shape = {"input_shape": (1, 4, 4), "num_classes": 3, "hidden": (4, 4)}
     assert norms(shifted(MLP(**shape), "shift")) == ["ShiftBatchNorm"] * 2
-    assert norms(shifted(MLP(**shape), "shift_authors")) == ["ShiftBatchNorm", "BatchNorm1d"]
+    assert norms(shifted(MLP(**shape), "shift_authors")) == ["ShiftBatchNorm"] * 2, "its scores have none"
+    assert norms(shifted(QNNMLP(**shape), "shift_authors")) == ["ShiftBatchNorm"] * 2 + ["BatchNorm1d"]
     before = MLP(**shape).state_dict()
     assert before.keys() == shifted(MLP(**shape), "shift").state_dict().keys()
     with pytest.raises(ConfigError, match="no batch norm to replace"):
@@ -127,4 +132,17 @@ def test_without_a_momentum_the_statistics_are_plain_means(authors: bool) -> Non
 
     norm, alone = seen(*batches), [seen(batch) for batch in batches]
     torch.testing.assert_close(norm.running_mean, batches.mean((0, 1)))
-    torch.testing.assert_close(norm.running_var, torch.stack([one.running_var for one in alone]).mean(0))
+    variances = torch.stack([one.running_var for one in alone])
+    expected = (variances + norm.eps).rsqrt().mean(0).pow(-2) - norm.eps if authors else variances.mean(0)
+    torch.testing.assert_close(norm.running_var, expected)
+
+
+@pytest.mark.parametrize("kind", ["shift", "shift_authors"])
+def test_a_trained_batch_norm_is_taken_over(kind: str) -> None:
+    """Normalized to a deviation of 1, up to the rounding of gain and deviation to powers of 2."""
+    x = 40 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    trained = nn.Sequential(nn.BatchNorm1d(3, momentum=1.0), nn.Linear(3, 2)).train()
+    trained(x)
+    norm = shifted(trained, kind)[0].eval()
+    assert isinstance(norm, ShiftBatchNorm)
+    assert 0.7 < norm(x).std().item() < 1.5
