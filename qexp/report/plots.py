@@ -102,13 +102,19 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
         colours = categorical(len(runs))
         for axes, kind in zip(panels, quantities, strict=True):
             axes.set_title(kind.capitalize())
-            axes.set(xlabel="epoch", ylabel="cross-entropy (nats)" if kind == "loss" else "top-1 accuracy (%)")
+            axes.set(xlabel="epoch", ylabel=_loss_label(described) if kind == "loss" else "top-1 accuracy (%)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             for series, colour in zip(data, colours, strict=True):
                 _draw_splits(axes, series, kind, colour)
         _legends(figure, labels(described), colours, data)
         caption(figure, _curves_caption(described))
     return figure
+
+
+def _loss_label(described: Sequence[Facts]) -> str:
+    """Name the loss of validation and test, and what is minimized in training where that is another."""
+    others = {str(one.get("task.loss")).replace("_", " ") for one in described} - {ABSENT}
+    return "; ".join(["cross-entropy (nats)", *(f"in training {name}" for name in sorted(others))])
 
 
 def _draw_splits(axes: Axes, series: dict[str, Series], kind: str, colour: Any) -> None:

@@ -67,6 +67,13 @@ def test_curves_are_named_by_what_differs(make_run: MakeRun, alpha_rows: Rows, t
     assert max(accuracy.lines[0].get_ydata()) > 1  # percent
 
 
+def test_another_training_loss_is_named(make_run: MakeRun, alpha_rows: Rows, tmp_path: Path) -> None:
+    for seed, loss in enumerate(("cross_entropy", "squared_hinge")):
+        make_run("pact", 4, seed, metrics=alpha_rows(2, 5), **{"task.loss": loss})
+        label = curves_figure(find_runs(tmp_path)).axes[0].get_ylabel()
+        assert label == "cross-entropy (nats)" + seed * "; in training squared hinge"
+
+
 def test_a_setting_of_the_method_is_named_beside_a_float_run(
     make_run: MakeRun, alpha_rows: Rows, tmp_path: Path
 ) -> None:
