@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from qexp.errors import ConfigError
 from qexp.paths import config_dir
-from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
+from qexp.published import Artefact, Cell, artefact_names, is_artefact, load_artefact
 from qexp.report.across import across_table
 from qexp.report.against import parse_against
 from qexp.report.collect import DEFAULT_ROOT, collect
+from qexp.report.facts import Facts
 from qexp.report.measured import measured_table
 from qexp.report.tables import FORMATS, SUFFIXES, Table, render
 from qexp.report.verdicts import published_table
@@ -178,7 +180,17 @@ def _published(arguments: argparse.Namespace) -> Table:
         from qexp.commands.cost import figure6_table, pwlq_table
 
         return figure6_table() if artefact.full_name == "pact/fig6" else pwlq_table()
-    return published_table(artefact, runs_of(artefact, arguments.runs), arguments.only)
+    return published_table(artefact, runs_of(artefact, arguments.runs), arguments.only, _jobs)
+
+
+def _jobs(cell: Cell, one: Facts) -> Iterator[Mapping[str, Any]]:
+    """Yield the jobs of a cell's experiment that have a run's quantizer and widths."""
+    name = f"{cell.paper}/{cell.artefact}"
+    if not (config_dir() / "experiment" / f"{name}.yaml").is_file():
+        return
+    from qexp.jobs.experiments import configurations  # with Hydra, which other tables do without
+
+    yield from configurations(name, one.command, cell.run, one.quantizer, None if one.is_float else one.bits)
 
 
 def runs_of(artefact: Artefact, roots: Sequence[Path] | None) -> list[Run]:

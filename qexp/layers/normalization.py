@@ -66,7 +66,7 @@ class ShiftBatchNorm(_BatchNorm):
 def shifted(model: nn.Module, kind: Normalization) -> nn.Module:
     """Put a `ShiftBatchNorm` in the place of each batch norm of `model`, in place; return the model.
 
-    `shift_authors` leaves one that normalizes the scores, behind the last layer, as it is; so does the authors' code.
+    `shift_authors` leaves one behind the last layer, that of the scores, as it is; so does the authors' code.
 
     Raises:
         ConfigError: there is no batch norm, or one without parameters or running averages.

@@ -149,6 +149,11 @@ class Facts:
             return ABSENT if value is None else value
         return self.recipe.get(key, self.numerics.get(key, ABSENT))
 
+    def setting(self, key: str) -> Any:
+        """Return the value of a key of the recipe; of one that runs came to have later, what its absence says."""
+        usual = dict.fromkeys(_LATER, None) | _LATER_CHOICES
+        return self.recipe.get(key, usual.get(key, ABSENT))
+
     def baseline_key(self) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline (all but the seed)."""
         kept = {key: value for key, value in self.recipe.items() if not _under(key, _QUANTIZATION)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -78,13 +78,20 @@ def in_its_digits(printed: str, measured: Summary) -> str:
     return f"{'agrees in every' if same else 'differs in a'} printed digit, n = {measured.n}"
 
 
-def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> Table:
+def published_table(
+    artefact: Artefact,
+    runs: Sequence[Run],
+    only: str = "",
+    jobs: Callable[[Cell, Facts], Iterable[Mapping[str, Any]]] | None = None,
+) -> Table:
     """Put a paper's table beside the runs that fit its cells.
 
     Args:
         artefact: the published cells.
         runs: any runs; those that fit no cell are not shown.
         only: show the rows whose label contains this text, in any case; empty for all.
+        jobs: yields the configurations of the jobs by which the artefact's experiment would make a cell; what a
+            run has otherwise is said. None: only what the cell itself says of the recipe is looked at.
 
     Returns:
         One row per cell and recipe that was run, `not run` where there is none; the commands that would fill these
@@ -93,13 +100,14 @@ def published_table(artefact: Artefact, runs: Sequence[Run], only: str = "") -> 
     shown = [entry for entry in entries(artefact, runs) if only.lower() in entry.cell.row.lower()]
     cells = [cell for cell in artefact.cells if only.lower() in cell.row.lower()]
     groups = [entry.group for entry in shown if entry.group is not None]
+    remarks = [_remarks(entry, jobs) for entry in shown]
     missing = [entry.cell for entry in shown if entry.cell.keys and entry.measured is None]
     unfinished = [run for run in runs if run.status != "done" or run.problem]
     return Table(
         title=f"{artefact.full_name}: {artefact.title} ({artefact.source})",
         columns=_columns(artefact),
-        rows=[_row(entry, artefact) for entry in shown],
-        records=[_record(entry, artefact) for entry in shown],
+        rows=[_row(entry, artefact, said) for entry, said in zip(shown, remarks, strict=True)],
+        records=[_record(entry, artefact, said) for entry, said in zip(shown, remarks, strict=True)],
         caption=f"Published: as printed, {artefact.source}. {caption(groups, artefact.metric)}",
         notes=[
             *artefact.notes,
@@ -168,6 +176,8 @@ def departures(cell: Cell, group: Group) -> list[str]:
     for key, wanted in cell.recipe.items():
         value = one.get(key)
         short = key == "epochs" and one.shortened and float(value) < float(wanted)
+        if value == ABSENT:
+            value = one.setting(key)
         if value != ABSENT and not short and not (one.smoke and key == "dataset") and not _same(value, wanted):
             found.append(f"{key}={value}, paper {wanted}")
     found += [f"{key}={value}" for key, value in one.recipe.items() if key.startswith("layers.")]
@@ -176,6 +186,35 @@ def departures(cell: Cell, group: Group) -> list[str]:
     if one.precision not in ("float32", ABSENT):
         found.append(f"trained in {one.precision}")
     return list(dict.fromkeys(found))
+
+
+_PLACES_AND_DATA = ("model.weights", "weights", "task.teacher", "data_digest", "dataset.train_samples")
+"""Of a recipe: where something lies, and what a budget takes of the data."""
+
+
+def left(cell: Cell, one: Facts, job: Facts) -> list[str]:
+    """Say in what a run differs from the job by which the experiment would make it, but for what the cell says."""
+    judged = (*cell.recipe, *cell.keys, *_PLACES_AND_DATA)
+    found = []
+    for key in dict.fromkeys([*job.recipe, *one.recipe]):
+        value, wanted = one.setting(key), job.setting(key)
+        apart = ["layers"] + ["schedule."] * bool(one.shortened) + ["dataset."] * (one.dataset != job.dataset)
+        if ABSENT in (value, wanted) or key in judged or key.startswith(tuple(apart)):
+            continue
+        if not _same(value, wanted):
+            found.append(f"{key}={value}, experiment {wanted}")
+    return found
+
+
+def _remarks(entry: Entry, jobs: Callable[[Cell, Facts], Iterable[Mapping[str, Any]]] | None) -> str:
+    if entry.group is None:
+        return ""
+    one, said = entry.group.first, departures(entry.cell, entry.group)
+    if jobs is not None and not one.smoke:
+        made = (facts(Run(one.run.path, "done", dict(plain), {}, None, {})) for plain in jobs(entry.cell, one))
+        job = next((job for job in made if _is(job, entry.cell.keys)), None)
+        said += [] if job is None else left(entry.cell, one, job)
+    return "; ".join(dict.fromkeys(said))
 
 
 def command(cells: Sequence[Cell]) -> str:
@@ -241,7 +280,7 @@ def _is_degradation(artefact: Artefact) -> bool:
     return any(cell.quantity == "degradation" for cell in artefact.cells)
 
 
-def _row(entry: Entry, artefact: Artefact) -> dict[str, str]:
+def _row(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, str]:
     cell, summary, metric = entry.cell, entry.measured, artefact.metric
     mark = "" if cell.how == "printed" else f" ({cell.how.replace('_', ' ')})"
     mark += "*" if cell.reading is not None else ""
@@ -252,7 +291,7 @@ def _row(entry: Entry, artefact: Artefact) -> dict[str, str]:
         **dict.fromkeys(("measured", "interval", "difference"), ABSENT),
         "n": "0" if cell.keys else ABSENT,
         "verdict": judged(entry, artefact),
-        "remarks": "; ".join(departures(cell, entry.group)) if entry.group is not None else "",
+        "remarks": remarks,
     }
     if summary is None:
         return row
@@ -281,7 +320,7 @@ def judged(entry: Entry, artefact: Artefact) -> str:
     return verdict(entry.cell.comparable, entry.measured, artefact.spread, artefact.metric)
 
 
-def _record(entry: Entry, artefact: Artefact) -> dict[str, object]:
+def _record(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, object]:
     cell, group, summary = entry.cell, entry.group, entry.measured
     return {
         "row": cell.row,
@@ -295,6 +334,6 @@ def _record(entry: Entry, artefact: Artefact) -> dict[str, object]:
         "interval_high": None if summary is None else summary.high,
         "difference": None if summary is None else summary.mean - cell.comparable,
         "verdict": judged(entry, artefact),
-        "remarks": "" if group is None else "; ".join(departures(cell, group)),
+        "remarks": remarks,
         "command": command([cell]) if cell.keys and group is None else "",
     }

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
-from hydra import version
-from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from qexp.build import build
-from qexp.jobs.composition import decode_layers, encode_override, loader
+from qexp.jobs.experiments import configurations
 from qexp.jobs.grids import expand
 from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
@@ -37,26 +34,10 @@ def node_of(name: str) -> Any:
     return OmegaConf.load(config_dir() / "experiment" / f"{name}.yaml")
 
 
-@cache
-def configurations(name: str, typed: str) -> list[dict[str, Any]]:
-    """Return the configuration of each job of an experiment, with its choices' names, as its run will keep it."""
-    version.setbase("1.3")
-    found = []
-    for words in expand(list(node_of(name).experiment.grids), {}, typed.split()):
-        overrides = [f"experiment={name}", *map(encode_override, words)]
-        config = loader().load_configuration(load_artefact(name).command, overrides, RunMode.RUN)
-        choices = config.hydra.runtime.choices
-        names = {key: str(choices[key]) for key in ("model", "dataset", "quantizer", "observer") if key in choices}
-        with open_dict(config):
-            del config["hydra"]
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        found.append({**plain, "layers": decode_layers(plain["layers"]), "names": names})
-    return found
-
-
 def jobs_of(name: str, typed: str) -> list[Facts]:
     """Return what the jobs of an experiment would be, described as their runs will be."""
-    return [facts(Run(config_dir() / "x", "done", plain, {}, None, {})) for plain in configurations(name, typed)]
+    made = configurations(name, load_artefact(name).command, typed)
+    return [facts(Run(config_dir() / "x", "done", dict(plain), {}, None, {})) for plain in made]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -89,7 +70,7 @@ def test_an_experiment_of_trained_networks(name: str) -> None:
     own = set(node) - ({"quantizer"} if name == "pwlq/fig2_right" else set())  # its breakpoints move with the seed
     assert own == {"defaults", "experiment", "hydra"}, "the paper's recipe is the command's own"
     typed = list(dict.fromkeys(cell.run for cell in artefact.cells if cell.run))
-    jobs = [plain for words in typed for plain in configurations(name, words)]
+    jobs = [plain for words in typed for plain in configurations(name, artefact.command, words)]
     assert len(jobs) == len(expand(list(node.experiment.grids), {}, []))
     for plain in jobs:
         seen = [plain["dataset"]["resize"], plain["dataset"]["crop"]]

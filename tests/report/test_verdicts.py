@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qexp.commands.table import _jobs as experiment_jobs
 from qexp.published import load_artefact, parse_paper
 from qexp.report.intervals import Summary
 from qexp.report.tables import Table
@@ -51,6 +52,39 @@ def test_three_seeds_get_a_verdict_and_one_does_not(make_run: MakeRun, tmp_path:
     assert (two["difference"], two["interval"]) == ("-0.70", "n = 1")
     assert two["verdict"] == "outside the paper's own spread (0.5 points), n = 1"
     assert four["remarks"] == ""
+
+
+def test_what_the_experiment_has_otherwise_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    """Also of settings that the paper's cell says nothing of: another network is no measurement of it."""
+    usual = {"model.width": 16, "optimizer.nesterov": False, "alpha_regularization.lambda_alpha": 1e-3}
+    make_run("pact", 4, 0, 0.9, **usual)
+    changes = {
+        "model.width": 4,
+        "normalization": "shift",
+        "optimizer.nesterov": True,
+        "task.loss": "squared_hinge",
+    }
+    make_run("pact", 3, 0, 0.9, **usual | changes)
+    artefact = load_artefact("pact/table1")
+    table = published_table(artefact, find_runs(tmp_path), only="resnet20", jobs=experiment_jobs)
+    assert row_of(table, "PACT 4b")["remarks"] == ""
+    assert set(row_of(table, "PACT 3b")["remarks"].split("; ")) == {
+        "model.width=4, experiment 16",
+        "normalization=shift, experiment None",
+        "optimizer.nesterov=True, experiment False",
+        "task.loss=squared_hinge, experiment cross_entropy",
+    }
+    assert {record["remarks"] for record in table.records} == {row["remarks"] for row in table.rows}
+
+
+def test_a_default_that_the_papers_recipe_is_not_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    names = {"model": "preact_resnet18", "dataset": "imagenet", "quantizer": "lsq"}
+    (tmp_path / "runs").mkdir()
+    for seed, share in enumerate((0.0, 1.0)):
+        make_run("pact", 2, seed, 0.67, names=names, first_last=8, **{"task.distillation": share})
+    rows = published_table(load_artefact("lsq/distillation"), find_runs(tmp_path), only="resnet18").rows
+    remarks = sorted(row["remarks"] for row in rows if row["method"] == "2 bits")
+    assert remarks == ["", "task.distillation=0.0, paper 1.0"]
 
 
 def test_departures_from_the_papers_recipe_are_said(make_run: MakeRun, tmp_path: Path) -> None:
