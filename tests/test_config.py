@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -127,3 +128,14 @@ def test_an_option_lists_every_setting_that_it_takes(group: str) -> None:
         node = compose(f"{group}={path.stem}")[group]
         parameters = inspect.signature(locate(node["_target_"])).parameters
         assert set(node) - {"_target_", "_partial_"} == set(parameters) - {"groups", "epochs"}, path
+
+
+def test_a_file_that_was_changed_is_read_anew(tmp_path: Path) -> None:
+    """Files are parsed once; what a job changes in its configuration does not come back in the next one."""
+    file = tmp_path / "optimizer" / "own.yaml"
+    file.parent.mkdir()
+    for lr in (0.25, 0.125):
+        file.write_text(f"_target_: qexp.lit.optimizers.sgd\nlr: {lr}\nmomentum: 0.9\nweight_decay: 0\n")
+        for typed in ("optimizer.momentum=0.5", "seed=1"):
+            found = compose("optimizer=own", typed, extra=tmp_path)["optimizer"]
+            assert (found["lr"], found["momentum"]) == (lr, 0.5 if "momentum" in typed else 0.9)

@@ -6,6 +6,7 @@ stands in front of Hydra's, so that every composition, in every process and unde
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,10 @@ def decode_pattern(key: str) -> str:
     return re.sub(rf"{_ENCODED}([0-9a-f]+)", lambda found: bytes.fromhex(found[1]).decode(), key)
 
 
+_FILES: dict[tuple[object, ...], ConfigResult] = {}
+"""Files that were read, by who asked, where, and what the file was like."""
+
+
 class QexpSource(FileConfigSource):
     """YAML files of a folder, plus `bits/<n>` and `bits/w<n>a<m>`, which need no file.
 
@@ -132,10 +137,20 @@ class QexpSource(FileConfigSource):
                 provider=self.provider,
                 header={"package": None},
             )
-        result = super().load_config(config_path)
-        if isinstance(result.config, DictConfig):
-            _name_choices(result.config.get("defaults"))
-        return result
+        return copy.deepcopy(self._read(config_path))
+
+    def _read(self, config_path: str) -> ConfigResult:
+        """Return a file's content, parsed once while it stays as it is: a sweep's jobs share most files."""
+        try:
+            found = Path(self.path, self._normalize_file_name(config_path)).stat()
+        except OSError:  # it is not there, which Hydra says in its own words
+            return super().load_config(config_path)
+        key = (self.provider, self.path, config_path, found.st_mtime_ns, found.st_size)
+        if key not in _FILES:
+            _FILES[key] = super().load_config(config_path)
+            if isinstance(content := _FILES[key].config, DictConfig):
+                _name_choices(content.get("defaults"))
+        return _FILES[key]
 
 
 def _bits_node(config_path: str) -> dict[str, int | None] | None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from qexp.build import build, locate
 from qexp.errors import ConfigError
 from qexp.graph.tracing import trace
+from qexp.ops import clip_search
 from qexp.ops.rounding import ste
 from qexp.paths import config_dir
 from qexp.quantizers.base import BITS, Quantizer, Site, scope_shape
@@ -248,7 +249,10 @@ def test_tracing_leaves_it_whole(node: dict[str, Any], role: str, scope: str | N
 
 
 @pytest.mark.parametrize(("node", "role", "scope"), CASES)
-def test_it_compiles_as_one_graph(node: dict[str, Any], role: str, scope: str | None) -> None:
+def test_it_compiles_as_one_graph(
+    node: dict[str, Any], role: str, scope: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_search, "CANDIDATES", 3)  # of a search that is unrolled: the graph of 80 takes long
     torch._dynamo.reset()
     quantizer, x = make(node, role, scope), sample(role)
     compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
