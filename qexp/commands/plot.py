@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexp.commands.table import runs_of
+from qexp.commands.table import check_only, runs_of
 from qexp.errors import ConfigError
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.collect import DEFAULT_ROOT, collect, one_run
@@ -122,6 +122,7 @@ def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tup
             artefact_plots.system_figure(points, f"Published: {artefact.source}. `qexp cost --fit` has it all."),
         )
         return
+    check_only(only, [cell.row for cell in artefact.cells])
     yield "cells", artefact_plots.cells_figure(artefact, runs, only)
     begun = [run for run in measuring(artefact, runs) if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves" and begun:

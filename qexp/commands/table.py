@@ -171,14 +171,23 @@ def _published(arguments: argparse.Namespace) -> Table:
         if getattr(arguments, option):
             raise ConfigError(f"--{option} is set by the published table itself: leave it out")
     artefact = load_artefact(arguments.what[0])
-    rows = list(dict.fromkeys(cell.row for cell in artefact.cells))
-    if arguments.only and not any(arguments.only.lower() in row.lower() for row in rows):
-        raise ConfigError(f"--only {arguments.only}: no row contains this; the rows are {', '.join(rows)}")
+    check_only(arguments.only, [cell.row for cell in artefact.cells])
     if artefact.figure == "system":  # nothing is trained for it
         from qexp.commands.cost import figure6_table, pwlq_table
 
         return figure6_table() if artefact.full_name == "pact/fig6" else pwlq_table()
     return published_table(artefact, runs_of(artefact, arguments.runs), arguments.only)
+
+
+def check_only(only: str, rows: Sequence[str]) -> None:
+    """Refuse a text that none of the rows contains, in any case; empty: all are wanted.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    if only and not any(only.lower() in row.lower() for row in rows):
+        known = "; ".join(dict.fromkeys(rows))
+        raise ConfigError(f"--only {only}: no row contains this; the rows are {known}")
 
 
 def runs_of(artefact: Artefact, roots: Sequence[Path] | None) -> list[Run]:
