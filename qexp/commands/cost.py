@@ -81,13 +81,14 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     options.add_argument("words", nargs="*", metavar="key=value", help="see above")
-    options.add_argument(
+    tables = options.add_mutually_exclusive_group()
+    tables.add_argument(
         "--fit", action="store_true", help="the paper's figure beside the model, and its constants"
     )
-    options.add_argument(
+    tables.add_argument(
         "--pwlq", action="store_true", help="narrow weights on one array; takes model= and bandwidth= (8,16)"
     )
-    options.add_argument(
+    tables.add_argument(
         "--energy", action="store_true", help="memory, energy and unique filters of a run's folder or a network"
     )
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")

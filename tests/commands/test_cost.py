@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qexp import cli
-from qexp.commands import cost, explain, table
+from qexp.commands import bench, cost, explain, table
 from qexp.errors import ConfigError
 from qexp.published import load_artefact
 
@@ -122,6 +122,9 @@ def test_the_form_follows_the_files_name(
         (["resnet50"], "cannot read 'resnet50': write key=value"),
         (["bits=4", "bits=2"], "bits is given twice; for several values: bits=4,2"),
         (["--fit", "bits=4"], "--fit compares resnet50 as the paper's figure has it; leave out bits=4"),
+        (["--energy", "--fit"], "argument --fit: not allowed with argument --energy"),
+        (["--pwlq", "--energy"], "argument --energy: not allowed with argument --pwlq"),
+        (["--fit", "--pwlq", "model=mlp"], "argument --pwlq: not allowed with argument --fit"),
         (["--frmat", "csv"], "unrecognized arguments: --frmat"),
         (["--format", "pdf"], "invalid choice: 'pdf'"),
     ],
@@ -161,6 +164,22 @@ def test_as_a_person_types_it() -> None:
     assert float(narrow["speed_up"]) == pytest.approx(
         float(narrow["images_per_s"]) / float(wide["images_per_s"]), rel=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        ([], "mlp on digits"),
+        (["quantizer=pact", "bits=2"], "mlp on digits, quantizer=pact, bits=2"),
+        (["bits=2", "model=resnet20", "model.depth=8"], "resnet20 on digits, bits=2, model.depth=8"),
+    ],
+)
+def test_the_energy_table_names_its_network(
+    words: list[str], network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "composed", lambda *typed: configured(*typed, command="explain"))
+    assert cost.main(["--energy", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{network}: memory and energy for one sample"
 
 
 def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
