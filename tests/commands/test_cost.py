@@ -4,13 +4,14 @@ import csv
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qexp import cli
-from qexp.commands import bench, cost, explain, table
+from qexp.commands import bench, cost, explain, plot, table
 from qexp.errors import ConfigError
 from qexp.published import load_artefact
 
@@ -200,3 +201,35 @@ def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixt
 def test_what_the_hardware_table_of_pwlq_does_not_have(in_process: None, words: list[str]) -> None:
     with pytest.raises(ConfigError):
         cost.main(["--pwlq", *words])
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "key", "values"),
+    [
+        ("pwlq/s_table6_energy", "pwlq", "scheme", ["4-bit PWLQ"] * 3),
+        ("pwlq/s_table6_energy", "energy", "what", ["energy"] * 3),
+        ("pact/fig6", "16 bits", "bits", ["16"] * 3),
+        ("pact/fig6", "32 GB/s", "bits", ["16", "8", "4", "2"]),
+    ],
+)
+def test_rows_of_a_system_model_are_picked_by_their_labels(
+    in_process: None, capsys: pytest.CaptureFixture[str], name: str, only: str, key: str, values: list[str]
+) -> None:
+    assert table.main([name, "--only", only, "--format", "csv"]) == 0
+    assert [line[key] for line in records(capsys.readouterr().out)] == values
+
+
+@pytest.mark.parametrize("command", [table.main, plot.main])
+def test_a_row_that_a_system_model_does_not_have_is_refused(
+    in_process: None, command: Callable[[list[str]], int]
+) -> None:
+    with pytest.raises(ConfigError, match=r"--only 3 bits: no row .* are 16 bits, inf GB/s; 8 bits"):
+        command(["pact/fig6", "--only", "3 bits"])
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "picked"), [("pwlq/s_table6_energy", "PWLQ", 3), ("pact/fig6", "16 bits, 32 GB/s", 1)]
+)
+def test_a_system_models_figure_shows_the_picked_rows(in_process: None, name: str, only: str, picked: int) -> None:
+    ((_, figure),) = plot._figures(load_artefact(name), [], only)
+    assert [len(line.get_xdata()) for line in figure.axes[0].get_lines()] == [picked, picked]
