@@ -160,7 +160,7 @@ def _multirun(hydra: Hydra, words: list[str], job: Job) -> list[Record]:
     configs = hydra.config_loader
     assert isinstance(configs, QexpLoader)  # as made in `_run`
     settings, grids = config.hydra.sweeper, config.experiment.get("grids")
-    jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task))
+    jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task), configs)
     found = look(job, configs, config, jobs)
     say(found)
     launcher = Plugins.instance().instantiate_launcher(

@@ -90,6 +90,14 @@ def test_bits_of_a_sweep(started: list[Config], capsys: pytest.CaptureFixture[st
     assert "6 jobs" in capsys.readouterr().out
 
 
+def test_a_sweep_over_what_a_glob_picks(started: list[Config], mine: Path) -> None:
+    assert (
+        hydra_app.main("train", ["-m", "--config-dir", str(mine), "quantizer=glob([pact*,narr*])", "bits=3"]) == 0
+    )
+    assert [config.names["quantizer"] for config in started] == ["narrow", "pact"]
+    assert widths(started) == [(3, 3)] * 2
+
+
 def test_bits_in_defaults_lists_of_ones_own(started: list[Config], mine: Path) -> None:
     assert hydra_app.main("train", ["--config-dir", str(mine), "experiment=four"]) == 0
     assert hydra_app.main("train", ["--config-dir", str(mine), "quantizer=narrow"]) == 0

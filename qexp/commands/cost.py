@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,12 +14,13 @@ from qexp.bits import parse_bits
 from qexp.commands.bench import composed
 from qexp.commands.cost_table import Case, cost_table, fit_table
 from qexp.commands.cost_weights import weights_table
-from qexp.commands.table import write_or_print
+from qexp.commands.table import check_only, write_or_print
 from qexp.config import Config
 from qexp.errors import ConfigError, did_you_mean
-from qexp.hardware.figure6 import Point, fit, left_out, points
+from qexp.hardware.figure6 import fit, left_out
 from qexp.hardware.mac import CORE_RULES, WIDTHS
 from qexp.hardware.system import Bits, Layer, Machine, default_ends, estimate
+from qexp.published import Artefact
 from qexp.report.tables import FORMATS, Table
 
 Layers = tuple[list[Layer], list[str]]
@@ -81,13 +83,14 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     options.add_argument("words", nargs="*", metavar="key=value", help="see above")
-    options.add_argument(
+    tables = options.add_mutually_exclusive_group()
+    tables.add_argument(
         "--fit", action="store_true", help="the paper's figure beside the model, and its constants"
     )
-    options.add_argument(
+    tables.add_argument(
         "--pwlq", action="store_true", help="narrow weights on one array; takes model= and bandwidth= (8,16)"
     )
-    options.add_argument(
+    tables.add_argument(
         "--energy", action="store_true", help="memory, energy and unique filters of a run's folder or a network"
     )
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
@@ -271,13 +274,43 @@ def _cases(axes: dict[str, list[Any]], networks: dict[str, Layers]) -> Iterator[
         yield Case(model, bits, ends, bandwidth, batch, memory, cores, answer, baseline)
 
 
-def figure6_points() -> list[Point]:
-    """Return the 12 points of PACT's figure 6c, published and modelled."""
-    return points(_network(FIGURE_MODEL)[0])
-
-
 def figure6_table() -> Table:
     """Return the 12 points beside the model, its errors where each is left out of the fit, and its constants."""
     layers, _ = _network(FIGURE_MODEL)
     rows, refits = left_out(layers)
     return fit_table(rows, refits, fit(layers))
+
+
+def is_figure6(artefact: Artefact) -> bool:
+    """Tell whether it is PACT's figure 6, the only one of the system models that is not PWLQ's table."""
+    return artefact.full_name == "pact/fig6"
+
+
+def system_table(artefact: Artefact, only: str = "") -> Table:
+    """Return the model's table beside a published one for which nothing is trained.
+
+    Args:
+        artefact: its figure is `system`.
+        only: show the rows whose label contains this text, in any case; empty for all.
+
+    Raises:
+        ConfigError: no row contains `only`.
+    """
+    table = figure6_table() if is_figure6(artefact) else pwlq_table()
+    labels = list(map(system_label, table.records))
+    check_only(only, labels)
+    shown = [place for place, label in enumerate(labels) if only.lower() in label.lower()]
+    return dataclasses.replace(
+        table, rows=[table.rows[place] for place in shown], records=[table.records[place] for place in shown]
+    )
+
+
+def system_label(record: Mapping[str, Any]) -> str:
+    """Return what a row of a system model's table is called.
+
+    >>> system_label({"bits": 16, "bandwidth_gb_s": 32.0})
+    '16 bits, 32 GB/s'
+    """
+    if "what" in record:
+        return f"{record['what']}, {record['scheme']}"
+    return f"{record['bits']} bits, {record['bandwidth_gb_s']:g} GB/s"

@@ -62,7 +62,7 @@ def energy_table(words: Sequence[str]) -> Table:
         records.append(_record(layer.name, bits, row, energies[-1]) | {"unique": _unique(weight)})
     records.append(_whole(records, total(energies)))
     return Table(
-        title=f"{' '.join(map(str, words))}: memory and energy for one sample",
+        title=f"{_network(words, config)}: memory and energy for one sample",
         columns=COLUMNS,
         rows=[{key: _text(value) for key, value in record.items()} for record in records],
         records=records,
@@ -79,6 +79,14 @@ def _config(words: Sequence[str], run: Path | None) -> Config:
             raise ConfigError(f"--energy {wrong[0]}: give one run's folder alone, or settings as key=value.")
         return composed(*words)
     return parse(run_config(run, "--energy", {}))
+
+
+def _network(words: Sequence[str], config: Config) -> str:
+    """Return the network and its data set, by default or by choice, and what else was typed."""
+    typed = dict(word.split("=", 1) for word in words if "=" in word)
+    model, dataset = (typed.get(key, config.names[key]) for key in ("model", "dataset"))
+    rest = [word for word in words if word.partition("=")[0] not in ("model", "dataset")]
+    return ", ".join([f"{model} on {dataset}", *rest])
 
 
 def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:

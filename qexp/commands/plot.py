@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexp.commands.table import runs_of
+from qexp.commands.table import check_only, runs_of
 from qexp.errors import ConfigError
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.collect import DEFAULT_ROOT, collect, one_run
@@ -106,22 +106,9 @@ def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tup
     from qexp.report import artefact_plots, plots
 
     if artefact.figure == "system":
-        from qexp.commands import cost
-
-        if artefact.full_name != "pact/fig6":
-            records: Any = cost.pwlq_table().records
-            rows = [(f"{one['what']}, {one['scheme']}", one["published"], one["modelled"]) for one in records]
-            text = f"Published: {artefact.source}. `qexp cost --pwlq` has it all."
-            yield "system", artefact_plots.ratios_figure("ResNet50 on PWLQ's accelerator", rows, text)
-            return
-        points = [
-            (point.bits, point.bandwidth, point.published, point.modelled) for point in cost.figure6_points()
-        ]
-        yield (
-            "system",
-            artefact_plots.system_figure(points, f"Published: {artefact.source}. `qexp cost --fit` has it all."),
-        )
+        yield "system", _system_figure(artefact, only)
         return
+    check_only(only, [cell.row for cell in artefact.cells])
     yield "cells", artefact_plots.cells_figure(artefact, runs, only)
     begun = [run for run in measuring(artefact, runs) if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves" and begun:
@@ -131,6 +118,21 @@ def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tup
             yield f"alpha-{run.path.name}", plots.alpha_figure(run.path)
     if artefact.figure == "scan":
         yield from _scans(begun)
+
+
+def _system_figure(artefact: Artefact, only: str) -> Figure:
+    """Draw what a system model computes beside what was published."""
+    from qexp.commands.cost import is_figure6, system_label, system_table
+    from qexp.report.artefact_plots import ratios_figure, system_figure
+
+    records: Sequence[Any] = system_table(artefact, only).records
+    text = f"Published: {artefact.source}. `qexp cost {'--fit' if is_figure6(artefact) else '--pwlq'}` has it all."
+    if is_figure6(artefact):
+        keys = ("bits", "bandwidth_gb_s", "published", "modelled")
+        points = [tuple(one[key] for key in keys) for one in records]
+        return system_figure(points, text)
+    rows = [(system_label(one), one["published"], one["modelled"]) for one in records]
+    return ratios_figure("ResNet50 on PWLQ's accelerator", rows, text)
 
 
 def _scans(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:

@@ -173,14 +173,24 @@ def _published(arguments: argparse.Namespace) -> Table:
         if getattr(arguments, option):
             raise ConfigError(f"--{option} is set by the published table itself: leave it out")
     artefact = load_artefact(arguments.what[0])
-    rows = list(dict.fromkeys(cell.row for cell in artefact.cells))
-    if arguments.only and not any(arguments.only.lower() in row.lower() for row in rows):
-        raise ConfigError(f"--only {arguments.only}: no row contains this; the rows are {', '.join(rows)}")
-    if artefact.figure == "system":  # nothing is trained for it
-        from qexp.commands.cost import figure6_table, pwlq_table
+    runs = runs_of(artefact, arguments.runs)
+    if artefact.figure == "system":
+        from qexp.commands.cost import system_table
 
-        return figure6_table() if artefact.full_name == "pact/fig6" else pwlq_table()
-    return published_table(artefact, runs_of(artefact, arguments.runs), arguments.only, _jobs)
+        return system_table(artefact, arguments.only)
+    check_only(arguments.only, [cell.row for cell in artefact.cells])
+    return published_table(artefact, runs, arguments.only, _jobs)
+
+
+def check_only(only: str, rows: Sequence[str]) -> None:
+    """Refuse a text that none of the rows contains, in any case; empty: all are wanted.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    if only and not any(only.lower() in row.lower() for row in rows):
+        known = "; ".join(dict.fromkeys(rows))
+        raise ConfigError(f"--only {only}: no row contains this; the rows are {known}")
 
 
 def _jobs(cell: Cell, one: Facts) -> Iterator[Mapping[str, Any]]:
@@ -197,7 +207,15 @@ def runs_of(artefact: Artefact, roots: Sequence[Path] | None) -> list[Run]:
     """Return the runs in `roots`, else those that the artefact's own experiment made.
 
     Without any, the table still tells what to run: an empty default folder is no mistake.
+
+    Raises:
+        ConfigError: a folder that is not there, or one for what a system model computes.
     """
+    if roots and artefact.figure == "system":
+        folders = " ".join(map(str, roots))
+        raise ConfigError(
+            f"--runs {folders}: {artefact.full_name} is computed, nothing is run for it; leave it out"
+        )
     return collect(roots) if roots else find_runs(Path(DEFAULT_ROOT, artefact.full_name))
 
 

@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from qexp.errors import ConfigError
-from qexp.jobs.composition import encode_override
+from qexp.errors import ConfigError, did_you_mean
+from qexp.jobs.composition import decode_overrides, encode_override
 
 Launch = Callable[[list[list[str]], int], Sequence[Any]]
 """Starts jobs, given their overrides and the number of the first, and returns what came of each."""
@@ -35,16 +36,20 @@ def sweep(jobs: Sequence[list[str]], launch: Launch, most: int | None) -> list[A
     return found
 
 
-def expand(grids: Sequence[str], params: Mapping[str, str], typed: Sequence[str]) -> list[list[str]]:
+def expand(
+    grids: Sequence[str], params: Mapping[str, str], typed: Sequence[str], configs: ConfigLoader | None = None
+) -> list[list[str]]:
     """Return the overrides of each job of a sweep.
 
     Args:
         grids: as under `experiment.grids`; without any there is one, of `params` and what was typed.
         params: as `hydra.sweeper.params`, shared by all grids.
         typed: the overrides of the command line; `narrowed` says how they act on the grids.
+        configs: knows the options that a `glob(...)` picks from; None where no group is swept by one.
     """
-    shared = _grid([f"{key}={value}" for key, value in params.items()])
-    return union(narrowed([{**shared, **parse_grid(text)} for text in grids or [""]], _grid(typed)))
+    shared = _grid([f"{key}={value}" for key, value in params.items()], configs)
+    listed = [{**shared, **parse_grid(text, configs)} for text in grids or [""]]
+    return union(narrowed(listed, _grid(typed, configs)))
 
 
 Grid = dict[str, list[str]]
@@ -55,13 +60,26 @@ def values(override: Override) -> list[str]:
     """Return the values that an override sweeps, or its only one.
 
     Raises:
-        ConfigError: a sweep without an end (`interval`), which only a search could run.
+        ConfigError: a sweep without an end (`interval`), which only a search could run, or without any value (a
+            `glob` that no option fits).
     """
     if not override.is_sweep_override():
         return [_plain(override.get_value_element_as_str())]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: an interval has no end of values; list them with commas.")
-    return list(map(_plain, override.sweep_string_iterator()))
+    found = list(map(_plain, override.sweep_string_iterator()))
+    if not found:
+        raise ConfigError(f"{decode_overrides([str(override.input_line)])}: {_nothing_to_pick(override)}")
+    return found
+
+
+def _nothing_to_pick(override: Override) -> str:
+    """Say why a `glob` has no values, and what to type instead."""
+    group, configs = override.key_or_group, override.config_loader
+    options = configs.get_group_options(group) if configs else []
+    if not options:
+        return f"glob picks from a group's options, and '{group}' is no group; list its values with commas."
+    return f"no option of the group '{group}' fits.{did_you_mean('', options)}"
 
 
 def _plain(value: str) -> str:
@@ -70,7 +88,7 @@ def _plain(value: str) -> str:
     return inner if value == f"'{inner}'" and inner.isalnum() else value
 
 
-def parse_grid(text: str) -> Grid:
+def parse_grid(text: str, configs: ConfigLoader | None = None) -> Grid:
     """Return a grid written as on the command line; its words are parted by spaces.
 
     >>> parse_grid("quantizer=pact,dorefa seed=0")
@@ -83,15 +101,15 @@ def parse_grid(text: str) -> Grid:
     for word in words:
         if "=" not in word:
             raise ConfigError(f"experiment.grids: '{word}' in '{text}' is no key=value.")
-    grid = _grid([encode_override(word) for word in words])
+    grid = _grid([encode_override(word) for word in words], configs)
     if len(grid) < len(words):
         raise ConfigError(f"experiment.grids: a key stands twice in '{text}'.")
     return grid
 
 
-def _grid(overrides: Sequence[str]) -> Grid:
+def _grid(overrides: Sequence[str], configs: ConfigLoader | None) -> Grid:
     """Return the values of each override by its key; of a key that stands twice the last one counts."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = OverridesParser.create(configs).parse_overrides(list(overrides))
     return {override.get_key_element(): values(override) for override in parsed}
 
 

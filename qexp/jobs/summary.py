@@ -46,19 +46,30 @@ def print_summary(records: Sequence[Record]) -> None:
 
 
 def _table(records: Sequence[Record], shared: Sequence[str]) -> Table:
-    name = next((record.metric_name for record in records if record.metric is not None), None)
+    names = {record.metric_name for record in records if record.metric is not None}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     # A run's name is one word, to be copied: the columns beside it fold, never this one.
     table.add_column("job", overflow="fold")
     table.add_column("status", no_wrap=True)
-    if name:
-        table.add_column(name.replace("_", " "), justify="right")
+    if names:
+        table.add_column(_spaced(*names) if len(names) == 1 else "result", justify="right")
     table.add_column("run", no_wrap=True)
     for record in records:
-        metric = [] if not name else ["" if record.metric is None else f"{record.metric:.4f}"]
+        metric = [_metric(record, named=len(names) > 1)] if names else []
         row = (escape(_own(record, shared)), record.status, *metric, escape(record.run_id))
         table.add_row(*row, style=COLOURS.get(record.status))
     return table
+
+
+def _metric(record: Record, *, named: bool) -> str:
+    """Return a job's metric; `named`: with its name, where the jobs have different ones."""
+    if record.metric is None:
+        return ""
+    return f"{_spaced(record.metric_name)} {record.metric:.4f}" if named else f"{record.metric:.4f}"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _shared(records: Sequence[Record]) -> list[str]:

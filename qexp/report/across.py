@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, SUBJECT
 from qexp.report.groups import Group, group_runs
 from qexp.report.measured import caption, header, usable
-from qexp.report.numbers import value_text
+from qexp.report.numbers import by_size, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
 
@@ -32,7 +31,7 @@ def across_table(runs: Sequence[Run], metric: str, key: str, by: Sequence[str] |
     """
     finished, notes = usable(runs, metric)
     groups = group_runs(finished, metric, None if by is None else list(dict.fromkeys([*by, key])))
-    values = sorted({_value(group, key) for group in groups} - {ABSENT}, key=_natural)
+    values = sorted({_value(group, key) for group in groups} - {ABSENT}, key=by_size)
     if groups and not values:
         raise ConfigError(f"--across {key}: no quantized run has this setting.")
     rows = _rows(groups, key)
@@ -114,9 +113,3 @@ def _record(
             f"{value} n": None if group is None else group.summary.n,
         }
     return record
-
-
-def _natural(value: str) -> list[tuple[bool, float, str]]:
-    """Sort numbers within words by their size: w4a8 before w16a8."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", value)
-    return [(False, float(part), "") if index % 2 else (True, 0.0, part) for index, part in enumerate(parts)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qexp.errors import ConfigError, did_you_mean
 from qexp.report.facts import ABSENT, SUBJECT, Facts
 from qexp.report.intervals import Summary, summarize
+from qexp.report.numbers import by_size
 
 # What a float network does not have, and what one method sets otherwise than another.
 _FOLLOW_QUANTIZER = (
@@ -215,7 +216,7 @@ def _order(group: Group) -> tuple[object, ...]:
     """Sort by model and data set, the float network first, then by falling bits, then by the rest."""
     one = group.first
     widths = [int(digits) for digits in one.bits[1:].split("a") if digits.isdigit()] if "a" in one.bits else [99]
-    rest = [value for key, value in group.keys.items() if key not in SUBJECT and value != ABSENT]
+    rest = [by_size(value) for key, value in group.keys.items() if key not in SUBJECT and value != ABSENT]
     return (one.model, one.dataset, not one.is_float, [-width for width in widths], one.quantizer, rest)
 
 

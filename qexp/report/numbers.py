@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from qexp.report.intervals import Summary
 
 
@@ -72,3 +75,21 @@ def interval_text(summary: Summary, metric: str) -> str:
     if summary.low is None or summary.high is None:
         return f"n = {summary.n}"
     return f"{value_text(summary.low, metric)} to {value_text(summary.high, metric)}"
+
+
+def by_size(text: str) -> list[tuple[bool, float, str]]:
+    """Return a key that sorts values by their size: numbers first, then words by the numbers within them.
+
+    >>> sorted(["0.001", "1e-05", "none", "0.0001"], key=by_size)
+    ['1e-05', '0.0001', '0.001', 'none']
+    >>> sorted(["w16a8", "w4a8", "32"], key=by_size)
+    ['32', 'w4a8', 'w16a8']
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isnan(number):  # which has no place among numbers
+        return [(False, number, "")]
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(False, float(part), "") if index % 2 else (True, 0.0, part) for index, part in enumerate(parts)]

@@ -4,13 +4,14 @@ import csv
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qexp import cli
-from qexp.commands import cost, explain, table
+from qexp.commands import bench, cost, explain, plot, table
 from qexp.errors import ConfigError
 from qexp.published import load_artefact
 
@@ -122,6 +123,9 @@ def test_the_form_follows_the_files_name(
         (["resnet50"], "cannot read 'resnet50': write key=value"),
         (["bits=4", "bits=2"], "bits is given twice; for several values: bits=4,2"),
         (["--fit", "bits=4"], "--fit compares resnet50 as the paper's figure has it; leave out bits=4"),
+        (["--energy", "--fit"], "argument --fit: not allowed with argument --energy"),
+        (["--pwlq", "--energy"], "argument --energy: not allowed with argument --pwlq"),
+        (["--fit", "--pwlq", "model=mlp"], "argument --pwlq: not allowed with argument --fit"),
         (["--frmat", "csv"], "unrecognized arguments: --frmat"),
         (["--format", "pdf"], "invalid choice: 'pdf'"),
     ],
@@ -163,6 +167,22 @@ def test_as_a_person_types_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        ([], "mlp on digits"),
+        (["quantizer=pact", "bits=2"], "mlp on digits, quantizer=pact, bits=2"),
+        (["bits=2", "model=resnet20", "model.depth=8"], "resnet20 on digits, bits=2, model.depth=8"),
+    ],
+)
+def test_the_energy_table_names_its_network(
+    words: list[str], network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "composed", lambda *typed: configured(*typed, command="explain"))
+    assert cost.main(["--energy", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{network}: memory and energy for one sample"
+
+
 def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
     lines = cost_of(capsys, "--pwlq")
     assert len(lines) == 9
@@ -181,3 +201,35 @@ def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixt
 def test_what_the_hardware_table_of_pwlq_does_not_have(in_process: None, words: list[str]) -> None:
     with pytest.raises(ConfigError):
         cost.main(["--pwlq", *words])
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "key", "values"),
+    [
+        ("pwlq/s_table6_energy", "pwlq", "scheme", ["4-bit PWLQ"] * 3),
+        ("pwlq/s_table6_energy", "energy", "what", ["energy"] * 3),
+        ("pact/fig6", "16 bits", "bits", ["16"] * 3),
+        ("pact/fig6", "32 GB/s", "bits", ["16", "8", "4", "2"]),
+    ],
+)
+def test_rows_of_a_system_model_are_picked_by_their_labels(
+    in_process: None, capsys: pytest.CaptureFixture[str], name: str, only: str, key: str, values: list[str]
+) -> None:
+    assert table.main([name, "--only", only, "--format", "csv"]) == 0
+    assert [line[key] for line in records(capsys.readouterr().out)] == values
+
+
+@pytest.mark.parametrize("command", [table.main, plot.main])
+def test_a_row_that_a_system_model_does_not_have_is_refused(
+    in_process: None, command: Callable[[list[str]], int]
+) -> None:
+    with pytest.raises(ConfigError, match=r"--only 3 bits: no row .* are 16 bits, inf GB/s; 8 bits"):
+        command(["pact/fig6", "--only", "3 bits"])
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "picked"), [("pwlq/s_table6_energy", "PWLQ", 3), ("pact/fig6", "16 bits, 32 GB/s", 1)]
+)
+def test_a_system_models_figure_shows_the_picked_rows(in_process: None, name: str, only: str, picked: int) -> None:
+    ((_, figure),) = plot._figures(load_artefact(name), [], only)
+    assert [len(line.get_xdata()) for line in figure.axes[0].get_lines()] == [picked, picked]

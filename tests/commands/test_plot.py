@@ -52,4 +52,7 @@ def test_mistakes(tmp_path: Path) -> None:
         plot.main(["curves", str(other)])
     with pytest.raises(ConfigError, match=r"'pact/fg8' is not a published .* Did you mean 'pact/fig8'"):
         plot.main(["pact/fg8"])
+    with pytest.raises(ConfigError, match=r"^--only vgg: no row contains this; the rows are CIFAR10 ResNet20;"):
+        plot.main(["pact/table1", "--only", "vgg", "--output", str(tmp_path / "figures")])
+    assert not (tmp_path / "figures").exists()
     assert not (other / "figures").exists()

@@ -81,6 +81,7 @@ def test_a_published_table_beside_runs(tmp_path: Path, capsys: pytest.CaptureFix
         (["pact/table1", "more"], "one published table at a time"),
         (["pact/table1", "--by", "model"], "--by is set by the published table"),
         (["pact/table1", "--only", "vgg"], "--only vgg: no row contains this; the rows are CIFAR10 ResNet20"),
+        (["pact/fig6", "--runs", "nowhere"], "--runs nowhere: pact/fig6 is computed, nothing is run for it"),
         (["pact/table1", "--runs", "nowhere"], "nowhere: there is no such folder"),
         (["--only", "resnet"], "--only belongs to a published table"),
     ],

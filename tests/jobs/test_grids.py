@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.errors import ConfigError
+from qexp.jobs.composition import loader
 from qexp.jobs.grids import Grid, expand, narrowed, sweep, union
 
 TABLE = ["quantizer=none", "quantizer=pact,dorefa bits=2,4"]
@@ -53,6 +54,26 @@ def test_a_grid_that_cannot_be_read_says_why(grid: str, message: str) -> None:
 def test_an_interval_is_no_list() -> None:
     with pytest.raises(ConfigError, match="list them with commas"):
         expand([], {}, ["optimizer.lr=interval(0,1)"])
+
+
+def test_a_glob_picks_from_the_options_of_its_group() -> None:
+    jobs = expand([], {}, ["quantizer=glob([lsq*,pwlq*],exclude=*_both)", "bits=4"], loader())
+    assert [" ".join(job) for job in jobs] == [f"quantizer={name} bits=4" for name in ("lsq", "lsq_plus", "pwlq")]
+    widths = [f"bits=w8a{width}" for width in (*range(1, 9), 32)]
+    found = expand(["bits=glob(w8a*)", "bits=4"], {"quantizer": "glob(pact*)"}, [], loader())
+    assert sorted(found) == sorted(["quantizer=pact", bits] for bits in [*widths, "bits=4"])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("discretisation=glob(pcat*)", r"no option of the group 'discretisation' fits. Known: blend,"),
+        ("seed=glob(*)", r"seed=glob\(\*\): .* 'seed' is no group; list its values with commas"),
+    ],
+)
+def test_a_glob_that_picks_nothing_is_refused(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expand([], {}, [word], loader())
 
 
 VALUES = st.lists(st.sampled_from("abcd"), min_size=1, max_size=3, unique=True)

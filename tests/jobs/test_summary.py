@@ -53,3 +53,16 @@ def test_reasons_stand_below_whole_and_the_signal_says_how_to_go_on(capsys: pyte
 def test_jobs_without_a_metric_have_no_column_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary([job(2, "start", metric=None)])
     assert "accuracy" not in capsys.readouterr().out
+
+
+def test_different_metrics_are_named_where_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [job(2, metric=0.91), job(4, metric=114.2, metric_name="test_perplexity"), job(8, metric=None)]
+    print_summary(records)
+    _, _, header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["job", "status", "result", "run"]
+    assert "test accuracy 0.9100" in lines[0]
+    assert "test perplexity 114.2000" in lines[1]
+    print_summary(records[::2])
+    _, _, header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["job", "status", "test", "accuracy", "run"]
+    assert "0.9100" in lines[0] and "accuracy" not in lines[0]

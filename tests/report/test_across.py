@@ -57,6 +57,14 @@ def test_other_settings_stay_in_the_rows(make_run: Make, tmp_path: Path) -> None
     assert len(table.rows) == 2
 
 
+def test_the_columns_come_by_their_size(make_run: Make, tmp_path: Path) -> None:
+    key = "alpha_regularization.lambda_alpha"
+    for value in (0.01, 1e-5, 0.0001, 0.001):
+        make_run("pact", 4, 0, 0.7, **{key: value})
+    table = across_table(find_runs(tmp_path), "test_accuracy", key)
+    assert [column.header for column in table.columns[2:]] == ["1e-05", "0.0001", "0.001", "0.01"]
+
+
 def test_a_setting_that_no_run_has_is_refused(make_run: Make, tmp_path: Path) -> None:
     make_run("pact", 4, 0, 0.7)
     with pytest.raises(ConfigError, match="--across bitz"):

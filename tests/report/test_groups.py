@@ -75,6 +75,13 @@ def test_the_float_network_comes_first_then_falling_bits(make_run: MakeRun, tmp_
     assert order == [("none", "32"), ("pact", "w32a32"), ("dorefa", "w4a4"), ("pact", "w4a4"), ("pact", "w2a2")]
 
 
+def test_what_else_differs_sorts_by_its_size(make_run: MakeRun, tmp_path: Path) -> None:
+    for rate in (0.1, 1e-5, 20.0, 3.0):
+        make_run(**{"optimizer.lr": rate})
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    assert [group.keys["optimizer.lr"] for group in groups] == ["1e-05", "0.1", "3.0", "20.0"]
+
+
 def test_bits_have_no_meaning_for_the_float_network(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("none", 4, 0)
     make_run("none", 2, 1)
