@@ -40,7 +40,7 @@ def parameter_groups(network: nn.Module) -> list[Group]:
     """Sort the trained parameters of `network`: each is in one group, however often it is shared.
 
     A quantizer's groups come from its `parameter_groups()`; weights are the tensors called `weight` of more than
-    one axis (as the PACT authors' code decays `.*/W` only); the others are biases and normalization.
+    one axis (as the public script of PACT's ResNet20 decays `.*/W` only); the others are biases and normalization.
     """
     seen: set[int] = set()
 

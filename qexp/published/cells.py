@@ -25,8 +25,11 @@ from typing import Any
 from qexp.errors import ConfigError, did_you_mean
 from qexp.published.printed import characters, read
 
-HOW = ("printed", "read_off", "derived")
-"""How a number was obtained: printed in a table or the text, read off a figure, or computed from other numbers."""
+HOW = ("printed", "read_off", "derived", "second_hand", "from_memory")
+"""How a number was obtained: printed in a table or the text, read off a figure, computed from other numbers; or,
+never seen on the page, quoted elsewhere or written down from memory.
+
+No run is judged by the last."""
 
 FIGURES = ("cells", "curves", "alpha", "scan", "system")
 """How `qexp plot` shows an artefact: every cell beside what was measured, the runs' learning curves or clip
@@ -58,7 +61,7 @@ class Cell:
         quantity: `accuracy`, `error`, `degradation`, or what else is counted.
         metric: the name in a run's result that measures the same; an error is compared as one minus it.
         source: reference and table or figure; `page` where known.
-        how: one of `HOW`.
+        how: one of `HOW`; of a value, a row or the whole artefact.
         recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
         run: the words that pick its row's part of the experiment.
         command: of `COMMANDS`, which makes the runs.
@@ -139,7 +142,7 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             paper=plain["paper"],
             name=name,
             title=body["title"],
-            source=f"{plain['reference']}, {body['source']}",
+            source=f"{body.get('reference', plain['reference'])}, {body['source']}",
             metric=body["metric"],
             spread=float(body["spread"]),
             notes=tuple(" ".join(note.split()) for note in body.get("notes", ())),
@@ -171,7 +174,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 unit=body["unit"],
                 quantity=body["quantity"],
                 metric=body["metric"],
-                source=f"{plain['reference']}, {body['source']}",
+                source=f"{body.get('reference', plain['reference'])}, {body['source']}",
                 how=_one_of(detail.get("how", entry.get("how", body["how"])), HOW, f"{where}: how"),
                 page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),

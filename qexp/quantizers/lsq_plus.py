@@ -40,8 +40,8 @@ class LSQPlusActivation(LSQ):
     The offset's gradient is 1 outside the range, 0 inside, and scaled as the step's (the scale is ours).
 
     Args:
-        form: `unsigned_offset` (the paper's best: integers from 0, with an offset), `signed_offset`, `signed`, or
-            `unsigned` (LSQ; at sites that are never negative alone).
+        form: `unsigned_offset` (the paper's best, from memory: integers from 0, with an offset), `signed_offset`,
+            `signed`, or `unsigned` (LSQ; at sites that are never negative alone).
 
     Raises:
         ConfigError: an unknown form; `unsigned` where values can be negative; a scope other than layer.

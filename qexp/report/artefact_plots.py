@@ -29,7 +29,7 @@ def cells_figure(artefact: Artefact, runs: Sequence[Run], only: str = "") -> Fig
     columns = {entry.cell.column for entry in shown}
     panels = len({entry.cell.row for entry in shown}) if len(columns) > 1 else 1
     several = 1 < panels <= MOST_PANELS
-    text = f"Published: {artefact.source}, as printed or read off. Measured: mean, 95% interval from n = 3 on."
+    text = f"Published: {artefact.source}. Measured: mean, 95% interval from n = 3 on."
     dots = [_dots(entry, several=several, factor=_factor(artefact)) for entry in shown]
     return dots_figure(f"{artefact.full_name}: {artefact.title}", dots, _unit(artefact), text)
 

@@ -108,7 +108,7 @@ def published_table(
         columns=_columns(artefact),
         rows=[_row(entry, artefact, said) for entry, said in zip(shown, remarks, strict=True)],
         records=[_record(entry, artefact, said) for entry, said in zip(shown, remarks, strict=True)],
-        caption=f"Published: as printed, {artefact.source}. {caption(groups, artefact.metric)}",
+        caption=f"Published: {artefact.source}{_obtained(cells)}. {caption(groups, artefact.metric)}",
         notes=[
             *artefact.notes,
             *_cell_notes(cells),
@@ -242,6 +242,14 @@ def _same(value: Any, wanted: Any) -> bool:
         return str(value) == str(wanted)
 
 
+def _obtained(cells: Sequence[Cell]) -> str:
+    """Say how the numbers were obtained, where that is the same for all; others are marked one by one."""
+    kinds = {cell.how for cell in cells}
+    if kinds == {"printed"}:
+        return ", as printed"
+    return ", never seen on the page" if kinds <= {"second_hand", "from_memory"} and kinds else ""
+
+
 def _cell_notes(cells: Sequence[Cell]) -> list[str]:
     """Return the notes of cells and rows, each once, and each misprint with the value that is used instead."""
     notes: dict[str, list[Cell]] = {}
@@ -315,6 +323,8 @@ def judged(entry: Entry, artefact: Artefact) -> str:
         return "none: a smoke test"
     if str(entry.cell.recipe.get("dataset", entry.group.first.dataset)) != entry.group.first.dataset:
         return "none: another data set"
+    if entry.cell.how == "from_memory":
+        return "none: a number from memory"
     if entry.cell.how == "printed" and artefact.spread == 0.0:
         return in_its_digits(entry.cell.printed, entry.measured)
     return verdict(entry.cell.comparable, entry.measured, artefact.spread, artefact.metric)

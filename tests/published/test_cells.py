@@ -14,6 +14,7 @@ REFERENCES = (
     "arXiv:1805.06085v2, ",
     "Fang et al., ECCV 2020, arXiv 2002.00104, ",
     "arXiv:1602.02830, ",
+    "arXiv:1609.07061, ",
     "arXiv:1902.08153v3, ",
     "arXiv:2202.09009, ",
 )

@@ -87,6 +87,17 @@ def test_a_default_that_the_papers_recipe_is_not_is_said(make_run: MakeRun, tmp_
     assert remarks == ["", "task.distillation=0.0, paper 1.0"]
 
 
+def test_a_number_from_memory_judges_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    names = {"model": "googlenet", "dataset": "imagenet", "quantizer": "none"}
+    for seed in range(3):
+        make_run("none", 32, seed, 0.7 + seed / 1000, names=names)
+    table = published_table(load_artefact("qnn/imagenet"), find_runs(tmp_path))
+    (row,) = [row for row in table.rows if (row["network"], row["method"]) == ("Float", "GoogLeNet")]
+    assert (row["published"], row["measured"]) == ("71.6 (from memory)", "70.10")
+    assert row["verdict"] == "none: a number from memory"
+    assert "arXiv:1609.07061" in table.caption and "as printed" not in table.caption
+
+
 def test_departures_from_the_papers_recipe_are_said(make_run: MakeRun, tmp_path: Path) -> None:
     changes = {"epochs": 30, "first_last": 8, "trainer.precision": "bfloat16", "layers": {"*": {"bits": 2}}}
     make_run("pact", 4, 0, 0.9, **changes)
