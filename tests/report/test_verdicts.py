@@ -95,7 +95,7 @@ def test_a_number_from_memory_judges_nothing(make_run: MakeRun, tmp_path: Path) 
     (row,) = [row for row in table.rows if (row["network"], row["method"]) == ("Float", "GoogLeNet")]
     assert (row["published"], row["measured"]) == ("71.6 (from memory)", "70.10")
     assert row["verdict"] == "none: a number from memory"
-    assert "arXiv:1609.07061" in table.caption and "as printed" not in table.caption
+    assert "arXiv:1609.07061" in table.caption and ", as printed" not in table.caption
 
 
 def test_departures_from_the_papers_recipe_are_said(make_run: MakeRun, tmp_path: Path) -> None:
