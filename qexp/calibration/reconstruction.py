@@ -91,12 +91,11 @@ def search(
     channels = targets.shape[channel_axis(module)]
     for iteration in range(quantizer.iterations):
         rows = torch.randint(len(inputs), (min(quantizer.samples, len(inputs)),), generator=generator)
-        rows = rows.to(inputs.device)
         h = rectified_sigmoid(v)
         soft = (floor + h).clamp(lowest, highest) * step
-        output = act(float_output(module, inputs.index_select(0, rows), soft))
+        output = act(float_output(module, inputs[rows], soft))
         # What the mean of the squared error over all but the channels hands back, without the error itself.
-        handed = (output.detach() - targets.index_select(0, rows)).mul_(2 * channels / output.numel())
+        handed = (output.detach() - targets[rows]).mul_(2 * channels / output.numel())
         optimizer.zero_grad()
         output.backward(handed, retain_graph=True)
         progress = (iteration / quantizer.iterations - quantizer.warmup) / (1 - quantizer.warmup)
