@@ -13,7 +13,7 @@ from qexp.published import Artefact
 from qexp.report.dots import MEASURED, PUBLISHED, Dots, dots_figure
 from qexp.report.numbers import is_share
 from qexp.report.style import INK, caption, categorical, styled
-from qexp.report.verdicts import Entry, entries
+from qexp.report.verdicts import Entry, entries, obtained
 from qexp.runs import Run
 
 
@@ -40,7 +40,7 @@ MOST_PANELS = 8
 
 def _dots(entry: Entry, *, several: bool, factor: float) -> Dots:
     cell, summary, group = entry.cell, entry.measured, entry.group
-    label = cell.column if several else " ".join(filter(None, [cell.row, cell.column]))
+    label = (cell.column if several else " ".join(filter(None, [cell.row, cell.column]))) + obtained(cell)
     return Dots(
         group=cell.row if several else "",
         label=label,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -142,5 +143,7 @@ def depth_bar(figure: Figure, axes: Axes | Sequence[Axes], names: Sequence[str])
 
 
 def caption(figure: Figure, text: str) -> None:
-    """Write what was run below the figure."""
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=INK)
+    """Write what was run below the figure, in as many lines as its width needs."""
+    width = int(16 * figure.get_figwidth())  # characters of this size to an inch
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=INK)

@@ -242,6 +242,11 @@ def _same(value: Any, wanted: Any) -> bool:
         return str(value) == str(wanted)
 
 
+def obtained(cell: Cell) -> str:
+    """Return how a number was obtained as it is written behind it, ` (read off)`; nothing where it was printed."""
+    return "" if cell.how == "printed" else f" ({cell.how.replace('_', ' ')})"
+
+
 def _obtained(cells: Sequence[Cell]) -> str:
     """Say how the numbers were obtained, where that is the same for all; others are marked one by one."""
     kinds = {cell.how for cell in cells}
@@ -290,7 +295,7 @@ def _is_degradation(artefact: Artefact) -> bool:
 
 def _row(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, str]:
     cell, summary, metric = entry.cell, entry.measured, artefact.metric
-    mark = "" if cell.how == "printed" else f" ({cell.how.replace('_', ' ')})"
+    mark = obtained(cell)
     mark += "*" if cell.reading is not None else ""
     row = {
         "network": cell.row,

@@ -8,11 +8,13 @@ import matplotlib as mpl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.text import Annotation
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
 from qexp.errors import ConfigError
 from qexp.report.plots import alpha_figure, curves_figure
-from qexp.report.style import spread
+from qexp.report.style import caption, spread, styled
 from qexp.runs import find_runs
 
 MakeRun = Callable[..., Path]
@@ -98,3 +100,14 @@ def test_labels_never_overlap_nor_leave_the_axes(wanted: list[float]) -> None:
     assert all(b - a >= 0.2 - 1e-9 for a, b in itertools.pairwise(ranked))
     assert min(placed) >= -1e-9
     assert max(placed) <= 10 + 1e-9
+
+
+def test_a_long_caption_stays_within_its_figure() -> None:
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    figure.subplots()
+    with styled():
+        caption(figure, "what was run, and by which recipe, " * 12 + "\nseed 0")
+    FigureCanvasAgg(figure).draw()
+    (text,) = (one for one in figure.findobj(Text) if "seed 0" in one.get_text())
+    assert text.get_window_extent().x1 <= figure.bbox.x1
+    assert text.get_text().count("\n") >= 4 and text.get_text().endswith("\nseed 0")
