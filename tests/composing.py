@@ -6,24 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import version
-from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
 
 from qexp.config import Config, parse
-from qexp.jobs.composition import decode_layers, loader
+from qexp.jobs import composition
 from qexp.paths import config_dir
 
 
 def compose(*overrides: str, command: str = "train", extra: Path | None = None) -> dict[str, Any]:
     """Return the composed configuration as plain containers, without Hydra's own part."""
-    version.setbase("1.3")
-    config = loader(extra).load_configuration(command, list(overrides), RunMode.RUN)
-    with open_dict(config):
-        del config["hydra"]
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain["layers"] = decode_layers(plain["layers"])
-    return dict(plain)
+    plain = composition.compose(command, overrides, extra)
+    del plain["names"]  # as an older run's
+    return plain
 
 
 def parsed(*overrides: str, command: str = "train") -> Config:

@@ -179,7 +179,7 @@ def _published(arguments: argparse.Namespace) -> Table:
 
         return system_table(artefact, arguments.only)
     check_only(arguments.only, [cell.row for cell in artefact.cells])
-    return published_table(artefact, runs, arguments.only, _jobs)
+    return published_table(artefact, runs, arguments.only, jobs_of)
 
 
 def check_only(only: str, rows: Sequence[str]) -> None:
@@ -193,7 +193,7 @@ def check_only(only: str, rows: Sequence[str]) -> None:
         raise ConfigError(f"--only {only}: no row contains this; the rows are {known}")
 
 
-def _jobs(cell: Cell, one: Facts) -> Iterator[Mapping[str, Any]]:
+def jobs_of(cell: Cell, one: Facts) -> Iterator[Mapping[str, Any]]:
     """Yield the jobs of a cell's experiment that have a run's quantizer and widths."""
     name = f"{cell.paper}/{cell.artefact}"
     if not (config_dir() / "experiment" / f"{name}.yaml").is_file():

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -44,6 +45,9 @@ _FLAT_GROUPS = ("optimizer", "schedule")
 """Groups whose options list every setting that they take, in one level."""
 
 LAYERS_RULE = "a layer is set apart by a pattern: layers.'<glob>'.bits=, .quantizer= or .scope="
+
+NAMED = ("model", "dataset", "quantizer", "observer")
+"""The groups whose option a configuration names."""
 
 FAILURE = "_failure_"
 """The key under which a job's configuration says that it could not be composed, and why."""
@@ -307,6 +311,24 @@ def search_path(extra: Path | None = None) -> ConfigSearchPath:
 def loader(extra: Path | None = None) -> QexpLoader:
     """Return a loader over qexp's configurations and the user's folder `extra`."""
     return QexpLoader(search_path(extra))
+
+
+def compose(command: str, overrides: Sequence[str], extra: Path | None = None) -> dict[str, Any]:
+    """Return what a command line composes to: plain containers, resolved, without Hydra's own part.
+
+    Layers stand by their patterns, and `names` has the options chosen of `NAMED`.
+
+    Raises:
+        ConfigError, HydraException, OmegaConfBaseException, YAMLError: it cannot be composed.
+    """
+    version.setbase("1.3")
+    config = loader(extra).load_configuration(command, list(overrides), RunMode.RUN)
+    choices = config.hydra.runtime.choices
+    names = {key: str(choices[key]) for key in NAMED if key in choices}
+    with open_dict(config):
+        del config["hydra"]
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return {**plain, "layers": decode_layers(plain["layers"]), "names": names}
 
 
 def decode_overrides(overrides: Sequence[str]) -> str:

@@ -6,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from hydra import version
-from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from qexp.bits import parse_bits
-from qexp.jobs.composition import decode_layers, encode_override, loader
+from qexp.jobs.composition import compose
 from qexp.jobs.grids import expand
 from qexp.paths import config_dir
-
-_NAMED = ("model", "dataset", "quantizer", "observer")
 
 
 @cache
@@ -28,15 +24,7 @@ def words_of(name: str, typed: str) -> list[tuple[str, ...]]:
 @cache
 def configuration(name: str, command: str, words: tuple[str, ...]) -> Mapping[str, Any]:
     """Return the configuration of one job, with its choices' names, as its run will keep it."""
-    version.setbase("1.3")
-    overrides = [f"experiment={name}", *map(encode_override, words)]
-    config = loader().load_configuration(command, overrides, RunMode.RUN)
-    choices = config.hydra.runtime.choices
-    names = {key: str(choices[key]) for key in _NAMED if key in choices}
-    with open_dict(config):
-        del config["hydra"]
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return {**plain, "layers": decode_layers(plain["layers"]), "names": names}
+    return compose(command, [f"experiment={name}", *words])
 
 
 def configurations(

@@ -20,7 +20,7 @@ from qexp.build import check_targets
 from qexp.config import Config, parse
 from qexp.errors import ConfigError, Interrupted, QexpError, did_you_mean
 from qexp.interrupts import hand_back, raising_on_sigterm
-from qexp.jobs.composition import FAILURE, decode_layers, decode_overrides, loader
+from qexp.jobs.composition import FAILURE, NAMED, decode_layers, decode_overrides, loader
 from qexp.jobs.security import check_interpolations
 from qexp.jobs.sweeps import Sweep
 from qexp.locks import InUseError
@@ -29,7 +29,6 @@ from qexp.saved import check_place, run_config
 MAKERS = ("train", "ptq")
 """The commands that make runs."""
 
-_NAMED = ("model", "dataset", "quantizer", "observer")
 """Groups whose choice is kept by name, for people and for tables; not every command has all of them."""
 
 _interrupted_by: list[int] = []
@@ -175,7 +174,7 @@ def plain_config(job: Job, composed: DictConfig) -> dict[str, Any]:
     else:
         choices = HydraConfig.get().runtime.choices
         refuse_other_command(job.command, str(choices["experiment"]), plain["experiment"].get("command"))
-        plain["names"] = {key: str(choices[key]) for key in _NAMED if key in choices}
+        plain["names"] = {key: str(choices[key]) for key in NAMED if key in choices}
         if plain["experiment"].get("name") is None and choices["experiment"] != "none":
             plain["experiment"]["name"] = str(choices["experiment"])
     for key in ("command", "grids", "table"):  # of the sweep, not of one of its jobs

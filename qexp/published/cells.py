@@ -142,7 +142,7 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             paper=plain["paper"],
             name=name,
             title=body["title"],
-            source=f"{body.get('reference', plain['reference'])}, {body['source']}",
+            source=_source(plain, body),
             metric=body["metric"],
             spread=float(body["spread"]),
             notes=tuple(" ".join(note.split()) for note in body.get("notes", ())),
@@ -174,7 +174,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 unit=body["unit"],
                 quantity=body["quantity"],
                 metric=body["metric"],
-                source=f"{body.get('reference', plain['reference'])}, {body['source']}",
+                source=_source(plain, body),
                 how=_one_of(detail.get("how", entry.get("how", body["how"])), HOW, f"{where}: how"),
                 page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
@@ -186,6 +186,10 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 statistic=_one_of(entry.get("statistic", STATISTICS[0]), STATISTICS, f"{where}: statistic"),
                 printed=characters(detail["printed"] if detail.get("reading") is None else detail["reading"]),
             )
+
+
+def _source(plain: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    return f"{body.get('reference', plain['reference'])}, {body['source']}"
 
 
 def _command(plain: Mapping[str, Any]) -> str:

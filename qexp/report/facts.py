@@ -150,9 +150,10 @@ class Facts:
         return self.recipe.get(key, self.numerics.get(key, ABSENT))
 
     def setting(self, key: str) -> Any:
-        """Return the value of a key of the recipe; of one that runs came to have later, what its absence says."""
+        """Return `get`'s value; of a setting that runs came to have later, what its absence says."""
+        value = self.get(key)
         usual = dict.fromkeys(_LATER, None) | _LATER_CHOICES
-        return self.recipe.get(key, usual.get(key, ABSENT))
+        return usual.get(key, ABSENT) if value == ABSENT else value
 
     def baseline_key(self) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline (all but the seed)."""

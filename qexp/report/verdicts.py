@@ -23,6 +23,9 @@ SEEDS = ",".join(str(seed) for seed in range(LEAST))
 _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {"median": statistics.median, "worst": min}
 """Of accuracies; without an interval, which is the mean's."""
 
+Jobs = Callable[[Cell, Facts], Iterable[Mapping[str, Any]]]
+"""Yields the configurations of the jobs by which a cell's experiment would make it."""
+
 PUBLISHED_ONLY = "published only"
 """Said of a cell that no run of qexp can stand beside."""
 
@@ -82,7 +85,7 @@ def published_table(
     artefact: Artefact,
     runs: Sequence[Run],
     only: str = "",
-    jobs: Callable[[Cell, Facts], Iterable[Mapping[str, Any]]] | None = None,
+    jobs: Jobs | None = None,
 ) -> Table:
     """Put a paper's table beside the runs that fit its cells.
 
@@ -90,8 +93,8 @@ def published_table(
         artefact: the published cells.
         runs: any runs; those that fit no cell are not shown.
         only: show the rows whose label contains this text, in any case; empty for all.
-        jobs: yields the configurations of the jobs by which the artefact's experiment would make a cell; what a
-            run has otherwise is said. None: only what the cell itself says of the recipe is looked at.
+        jobs: of the artefact's experiment: what a run has otherwise is said. None: only what the cell itself says
+            of the recipe is looked at.
 
     Returns:
         One row per cell and recipe that was run, `not run` where there is none; the commands that would fill these
@@ -108,7 +111,7 @@ def published_table(
         columns=_columns(artefact),
         rows=[_row(entry, artefact, said) for entry, said in zip(shown, remarks, strict=True)],
         records=[_record(entry, artefact, said) for entry, said in zip(shown, remarks, strict=True)],
-        caption=f"Published: {artefact.source}{_obtained(cells)}. {caption(groups, artefact.metric)}",
+        caption=f"Published: {artefact.source}{_all_obtained(cells)}. {caption(groups, artefact.metric)}",
         notes=[
             *artefact.notes,
             *_cell_notes(cells),
@@ -174,10 +177,8 @@ def departures(cell: Cell, group: Group) -> list[str]:
     one = group.first
     found = [f"shortened budget: {one.shortened}"] if one.shortened else []
     for key, wanted in cell.recipe.items():
-        value = one.get(key)
+        value = one.setting(key)
         short = key == "epochs" and one.shortened and float(value) < float(wanted)
-        if value == ABSENT:
-            value = one.setting(key)
         if value != ABSENT and not short and not (one.smoke and key == "dataset") and not _same(value, wanted):
             found.append(f"{key}={value}, paper {wanted}")
     found += [f"{key}={value}" for key, value in one.recipe.items() if key.startswith("layers.")]
@@ -206,7 +207,7 @@ def left(cell: Cell, one: Facts, job: Facts) -> list[str]:
     return found
 
 
-def _remarks(entry: Entry, jobs: Callable[[Cell, Facts], Iterable[Mapping[str, Any]]] | None) -> str:
+def _remarks(entry: Entry, jobs: Jobs | None) -> str:
     if entry.group is None:
         return ""
     one, said = entry.group.first, departures(entry.cell, entry.group)
@@ -247,12 +248,12 @@ def obtained(cell: Cell) -> str:
     return "" if cell.how == "printed" else f" ({cell.how.replace('_', ' ')})"
 
 
-def _obtained(cells: Sequence[Cell]) -> str:
+def _all_obtained(cells: Sequence[Cell]) -> str:
     """Say how the numbers were obtained, where that is the same for all; others are marked one by one."""
     kinds = {cell.how for cell in cells}
     if kinds == {"printed"}:
         return ", as printed"
-    return ", never seen on the page" if kinds <= {"second_hand", "from_memory"} and kinds else ""
+    return ", never seen on the page" if kinds and kinds <= {"second_hand", "from_memory"} else ""
 
 
 def _cell_notes(cells: Sequence[Cell]) -> list[str]:
@@ -295,8 +296,7 @@ def _is_degradation(artefact: Artefact) -> bool:
 
 def _row(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, str]:
     cell, summary, metric = entry.cell, entry.measured, artefact.metric
-    mark = obtained(cell)
-    mark += "*" if cell.reading is not None else ""
+    mark = obtained(cell) + ("*" if cell.reading is not None else "")
     row = {
         "network": cell.row,
         "method": cell.column,

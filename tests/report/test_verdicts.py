@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qexp.commands.table import _jobs as experiment_jobs
+from qexp.commands.table import jobs_of
 from qexp.published import load_artefact, parse_paper
 from qexp.report.intervals import Summary
 from qexp.report.tables import Table
@@ -66,7 +66,7 @@ def test_what_the_experiment_has_otherwise_is_said(make_run: MakeRun, tmp_path: 
     }
     make_run("pact", 3, 0, 0.9, **usual | changes)
     artefact = load_artefact("pact/table1")
-    table = published_table(artefact, find_runs(tmp_path), only="resnet20", jobs=experiment_jobs)
+    table = published_table(artefact, find_runs(tmp_path), only="resnet20", jobs=jobs_of)
     assert row_of(table, "PACT 4b")["remarks"] == ""
     assert set(row_of(table, "PACT 3b")["remarks"].split("; ")) == {
         "model.width=4, experiment 16",
