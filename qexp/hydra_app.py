@@ -29,7 +29,7 @@ from qexp.jobs.composition import QexpLoader, decode_layers, encode_override, lo
 from qexp.jobs.grids import expand, sweep
 from qexp.jobs.job import Job, Record, exit_code, refuse_other_command, run_job
 from qexp.jobs.launchers import KEEP, Launcher, quoted
-from qexp.jobs.preflight import look, say
+from qexp.jobs.preflight import Preflight, look, say
 from qexp.jobs.summary import lost, print_summary, settled
 from qexp.jobs.sweeps import Sweep
 
@@ -135,36 +135,45 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
     # Hydra's sweeper writes files of its own; runs have their folders, so those go where they disappear.
     with launcher.folder(Path(str(composed.output_dir))) as folder:
         words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
+        config = hydra.compose_config(job.command, words, RunMode.MULTIRUN, with_log_configuration=False)
+        found = _look(hydra, config, job)
+        if not found.jobs:
+            return _finish(found, [])
         if not launcher.elsewhere:
-            return _finish(_multirun(hydra, words, job))
+            return _finish(found, _start(hydra, config, job, found))
         line = " ".join(["qexp", *sys.argv[1:]])
         shared = Sweep(folder, Path.cwd(), build.plugins(), line, deaf=launcher.name == "joblib")
         with launcher.environment(at_once):
             job = dataclasses.replace(job, sweep=shared)
-            records, code = _run_elsewhere(hydra, words, job, launcher.name, shared)
+            records, code = _start_elsewhere(hydra, config, job, found, launcher.name, shared)
         if launcher.keeps_logs and any(record.status == "failed" for record in records):
             (folder / KEEP).touch()
             print(f"what the jobs printed: {folder / 'jobs'}")
-        by_records = _finish(records)
+        by_records = _finish(found, records)
         return by_records if code is None else code
 
 
-def _finish(records: Sequence[Record]) -> int:
-    print_summary(records)
-    return exit_code(records, sweep=True)
-
-
-def _multirun(hydra: Hydra, words: list[str], job: Job) -> list[Record]:
-    """Expand the sweep, look at all its jobs before the first one starts, and launch those that can run."""
-    config = hydra.compose_config(job.command, words, RunMode.MULTIRUN, with_log_configuration=False)
+def _look(hydra: Hydra, config: DictConfig, job: Job) -> Preflight:
+    """Expand the sweep and look at all its jobs before the first one starts."""
     configs = hydra.config_loader
     assert isinstance(configs, QexpLoader)  # as made in `_run`
     settings, grids = config.hydra.sweeper, config.experiment.get("grids")
     jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task), configs)
     found = look(job, configs, config, jobs)
     say(found)
+    return found
+
+
+def _finish(found: Preflight, launched: Sequence[Record]) -> int:
+    records = found.in_order([*found.refused, *found.done, *launched])
+    print_summary(records)
+    return exit_code(records, sweep=True)
+
+
+def _start(hydra: Hydra, config: DictConfig, job: Job, found: Preflight) -> list[Record]:
+    """Launch the jobs that are left to do and return what came of them."""
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(config_loader=configs, callbacks=Callbacks(config)),
+        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
         task_function=functools.partial(run_job, job),
         config=config,
     )
@@ -172,16 +181,16 @@ def _multirun(hydra: Hydra, words: list[str], job: Job) -> list[Record]:
     def launch(batch: list[list[str]], number: int) -> Sequence[Any]:
         return [done.return_value for done in launcher.launch(batch, initial_job_idx=number)]
 
-    return [*found.refused, *map(settled, sweep(found.jobs, launch, settings.max_batch_size))]
+    return list(map(settled, sweep(found.jobs, launch, config.hydra.sweeper.max_batch_size)))
 
 
-def _run_elsewhere(
-    hydra: Hydra, words: list[str], job: Job, launcher: str, shared: Sweep
+def _start_elsewhere(
+    hydra: Hydra, config: DictConfig, job: Job, found: Preflight, launcher: str, shared: Sweep
 ) -> tuple[list[Record], int | None]:
     """Return the records, and the exit code when they alone do not decide it."""
     try:
         with asking_workers(shared.stop):
-            records = _multirun(hydra, words, job)
+            records = _start(hydra, config, job, found)
     except (QexpError, HydraException, OmegaConfBaseException, YAMLError):
         raise
     except Interrupted as stop:  # a second signal: what still ends is told to by what stays in the folder

@@ -35,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
         return {"status": "done", "run_id": f"run{len(found)}", "metrics": {"m": 0.5}, "primary_metric": "m"}
 
     monkeypatch.setattr(jobs, "_execute", note)
-    monkeypatch.setattr(preflight, "run_of", lambda config: None)
+    monkeypatch.setattr(preflight, "planned_run", lambda config: None)
     monkeypatch.setattr(jobs, "_interrupted_by", [])
     monkeypatch.chdir(tmp_path)
     return found

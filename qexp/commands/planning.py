@@ -41,7 +41,7 @@ class Planned:
             "run_id": self.run_id,
             "path": str(self.run.path),
             "status": status,
-            "metrics": (result or {}).get("metrics", {}),
+            "metrics": (result or {}).get("metrics") or {},
             "primary_metric": self.primary_metric,
         }
 
@@ -73,8 +73,8 @@ class Planned:
         print(f"{will:7} {self.run.path}")
         return self.record(will, self.run.read_result())
 
-    def begin(self, *, first: bool = True) -> dict[str, Any] | None:
-        """Link the run into its experiment's folder; return its record where it is done already, and say so.
+    def done(self, *, first: bool = True) -> dict[str, Any] | None:
+        """Link the run into its experiment's folder; return its record if it has its result.
 
         Args:
             first: whether this is the process that writes.
@@ -82,12 +82,17 @@ class Planned:
         if self.link is not None and first:
             link_run(self.link, self.run.path)
         result = self.run.read_result()
-        if result is None:
+        return None if result is None else self.record("skipped", result)
+
+    def begin(self, *, first: bool = True) -> dict[str, Any] | None:
+        """Return what `done` does, and say it."""
+        done = self.done(first=first)
+        if done is None:
             return None
-        value = (result.get("metrics") or {}).get(self.primary_metric)
+        value = done["metrics"].get(self.primary_metric)
         shown = f"{value:.4f}" if isinstance(value, (int, float)) else "not known"
         print(f"done already: {self.run.path}  {self.primary_metric.replace('_', ' ')} {shown}")
-        return self.record("skipped", result)
+        return done
 
 
 def accuracy_line(metrics: Mapping[str, float], primary: str, how: str) -> str:

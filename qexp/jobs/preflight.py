@@ -12,10 +12,11 @@ from omegaconf import DictConfig, open_dict, read_write
 from rich.console import Console
 from rich.progress import track
 
+from qexp.commands.planning import Planned
 from qexp.config import Config, parse
 from qexp.errors import ConfigError, QexpError
 from qexp.jobs.composition import FAILURE, QexpLoader, decode_overrides
-from qexp.jobs.job import MAKERS, Job, Record, by_reason, plain_config
+from qexp.jobs.job import MAKERS, Job, Record, by_reason, plain_config, record_of
 
 
 @dataclass
@@ -25,12 +26,21 @@ class Preflight:
     Attributes:
         jobs: the overrides of each job to launch.
         refused: a record of each job that cannot run, with the reason.
+        done: a record of each job whose run has its result; no worker is started, and no scheduler asked, for it.
         same: the words of jobs that mean one run; the first of them is launched.
+        order: the words of every job, as a record of it has them.
     """
 
     jobs: list[list[str]] = field(default_factory=list)
     refused: list[Record] = field(default_factory=list)
+    done: list[Record] = field(default_factory=list)
     same: list[list[str]] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+    def in_order(self, records: Sequence[Record]) -> list[Record]:
+        """Return records of this sweep's jobs in its order, whenever each was made."""
+        place = {typed: number for number, typed in enumerate(self.order)}
+        return sorted(records, key=lambda record: place.get(record.overrides, len(place)))
 
 
 def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> Preflight:
@@ -53,15 +63,21 @@ def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequen
         disable=not sys.stderr.isatty(),
     ):
         typed = decode_overrides(overrides)
+        found.order.append(typed)
         composed = loader.load_sweep_config(master, overrides)
         try:
-            run = _run_of(job, composed)
+            planned = _planned(job, composed)
         except QexpError as error:
             found.refused.append(Record(typed, "failed", error.exit_code, message=str(error)))
             continue
-        if run is None or run not in words:
-            found.jobs.append(overrides)
-        words.setdefault(run or typed, []).append(typed)
+        run = typed if planned is None else planned.run_id
+        if run not in words:
+            done = None if planned is None or job.dry_run else planned.done()
+            if done is None:
+                found.jobs.append(overrides)
+            else:
+                found.done.append(record_of(typed, done))
+        words.setdefault(run, []).append(typed)
     found.same = [typed for typed in words.values() if len(typed) > 1]
     return found
 
@@ -75,9 +91,11 @@ def say(found: Preflight) -> None:
         print(f"starting the other {len(found.jobs)} jobs", file=sys.stderr, flush=True)
     for typed in found.same:
         print(f"one run, made once: {'; '.join(typed)}", flush=True)
+    if found.done:
+        print(f"done already: {len(found.done)} of {len(found.done) + len(found.jobs)} runs", flush=True)
 
 
-def _run_of(job: Job, composed: DictConfig) -> str | None:
+def _planned(job: Job, composed: DictConfig) -> Planned | None:
     """Return the run that a job would make or skip, None for a command that makes none."""
     if FAILURE in composed:
         raise ConfigError(str(composed[FAILURE]))
@@ -87,13 +105,13 @@ def _run_of(job: Job, composed: DictConfig) -> str | None:
     config = copy.deepcopy(composed)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    return run_of(parse(plain_config(job, config)))
+    return planned_run(parse(plain_config(job, config)))
 
 
-def run_of(config: Config) -> str | None:
-    """Return the name of the run that `config` means; unless it is done, its network must be buildable.
+def planned_run(config: Config) -> Planned | None:
+    """Return the run that `config` means, which must be buildable unless it is done.
 
-    None where that is not known yet: with `progressive` the weights that it starts from are not there.
+    None where it has no name yet: with `progressive` the weights that it starts from are not there.
 
     Raises:
         QexpError: the data are missing, or the method does not support what is asked of it.
@@ -106,4 +124,4 @@ def run_of(config: Config) -> str | None:
         from qexp.commands.network import check_network
 
         check_network(planned.config, planned.source)
-    return planned.run_id if last else None
+    return planned if last else None

@@ -135,31 +135,34 @@ def assert_every_sample_counts_once(config: Config, checkpoint: dict, metrics: d
         assert metrics[f"{prefix}_loss"] == pytest.approx(again[f"{prefix}_loss"], abs=1e-5)
 
 
-def test_two_processes_that_are_killed_or_stopped_go_on_bit_for_bit(job, monkeypatch):
+@pytest.mark.parametrize(
+    ("end", "raised", "step"),
+    [("SIGKILL", TrainingError, 5), pytest.param("SIGTERM", Interrupted, None, marks=pytest.mark.long)],
+)
+def test_two_processes_that_are_killed_or_stopped_go_on_bit_for_bit(job, monkeypatch, end, raised, step):
     whole = job("whole")
     train.run(whole)
     expected, rows, metrics = state_of(whole)
     assert_every_sample_counts_once(whole, expected, metrics)
     monkeypatch.setenv("LAUNCHER", str(os.getpid()))
-    for end, raised, step in (("SIGKILL", TrainingError, 5), ("SIGTERM", Interrupted, None)):
-        config = job(end)
-        monkeypatch.setenv("END_BY", end)
-        with pytest.raises(raised):
-            train.run(config)
-        monkeypatch.delenv("END_BY")
-        folder = train.plan(config).run
-        left = read_checkpoint(folder.checkpoint)["global_step"]
-        assert left % 4 != 0 and not folder.locked(), "ended in mid-epoch"
-        assert step is None or left == step
+    config = job(end)
+    monkeypatch.setenv("END_BY", end)
+    with pytest.raises(raised):
         train.run(config)
-        content, again, measured = state_of(config)
-        assert again == rows and measured == metrics
-        assert content["global_step"] == expected["global_step"] == 12
-        for name, value in expected["state_dict"].items():
-            assert torch.equal(content["state_dict"][name], value), name
-        for index, buffers in expected["optimizer_states"][0]["state"].items():
-            theirs = content["optimizer_states"][0]["state"][index]
-            assert torch.equal(theirs["momentum_buffer"], buffers["momentum_buffer"])
+    monkeypatch.delenv("END_BY")
+    folder = train.plan(config).run
+    left = read_checkpoint(folder.checkpoint)["global_step"]
+    assert left % 4 != 0 and not folder.locked(), "ended in mid-epoch"
+    assert step is None or left == step
+    train.run(config)
+    content, again, measured = state_of(config)
+    assert again == rows and measured == metrics
+    assert content["global_step"] == expected["global_step"] == 12
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(content["state_dict"][name], value), name
+    for index, buffers in expected["optimizer_states"][0]["state"].items():
+        theirs = content["optimizer_states"][0]["state"][index]
+        assert torch.equal(theirs["momentum_buffer"], buffers["momentum_buffer"])
 
 
 class Ended:

@@ -29,18 +29,19 @@ def command(tmp_path: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "qexp", "train", *words]
 
 
-def test_a_sweep_of_two_process_runs_whose_middle_job_fails_and_is_typed_again(tmp_path):
-    line = [*command(tmp_path, "optimizer.lr=0.1,1e20,0.2", "epochs=1", *DDP), "-m"]
+def test_a_sweep_of_two_process_runs_whose_first_job_fails_and_is_typed_again(tmp_path):
+    line = [*command(tmp_path, "optimizer.lr=1e20,0.1", "epochs=1", *DDP), "-m"]
     first = subprocess.run(line, capture_output=True, text=True, check=False)
     assert first.returncode == 1, first.stderr
     runs = {run.config["optimizer"]["lr"]: run for run in find_runs(tmp_path)}
-    assert {lr: run.status for lr, run in runs.items()} == {0.1: "done", 1e20: "failed", 0.2: "done"}
+    assert {lr: run.status for lr, run in runs.items()} == {0.1: "done", 1e20: "failed"}
     assert "not a number" in runs[1e20].failure
-    results = {lr: (run.path / "result.json").stat().st_mtime_ns for lr, run in runs.items() if lr < 1}
+    result = runs[0.1].path / "result.json"
+    written = result.stat().st_mtime_ns
     again = subprocess.run(line, capture_output=True, text=True, check=False)
     assert again.returncode == 1
-    assert again.stdout.count("done already") == 2
-    assert {lr: (runs[lr].path / "result.json").stat().st_mtime_ns for lr in results} == results
+    assert "done already: 1 of 2 runs" in again.stdout
+    assert result.stat().st_mtime_ns == written
 
 
 def test_two_process_runs_of_a_parallel_sweep_take_turns(tmp_path):

@@ -65,14 +65,29 @@ def test_jobs_that_mean_one_run_make_it_once(here: Path, capfd: pytest.CaptureFi
 
 
 @pytest.mark.slow
+def test_a_finished_sweep_starts_no_job_and_keeps_its_order(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train("seed=1,2") == 0
+    capfd.readouterr()
+    assert train("seed=3,2,1") == 0
+    out, _ = capfd.readouterr()
+    assert "done already: 2 of 3 runs" in out
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith("[")] == ["seed=3"]
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith(" seed=")]
+    assert rows == [["seed=3", "done"], ["seed=2", "skipped"], ["seed=1", "skipped"]]
+
+
+@pytest.mark.slow
 def test_a_run_of_another_experiment_is_linked_and_not_trained_again(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train("experiment.name=one") == 0
     (made,) = (here / "outputs" / "one").iterdir()
+    capfd.readouterr()
     before = (made / "result.json").stat().st_mtime_ns
     assert train("experiment.name=two/three", "seed=0,1") == 0
-    assert "done already" in capfd.readouterr().out
+    out, _ = capfd.readouterr()
+    assert "done already: 1 of 2 runs" in out
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith("[")] == ["seed=1"]
     linked = here / "outputs" / "two" / "three" / made.name
     assert linked.is_symlink()
     assert linked.resolve() == made.resolve()
