@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from qexp.benchmarks import programs
 from qexp.benchmarks.measure import Measure
@@ -216,16 +213,12 @@ def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Itera
 def composed(*overrides: str) -> Config:
     """Return the configuration that `qexp train` makes of `overrides`.
 
-    Only a Hydra command composes; `--cfg job` prints what it would run with, in a process of its own.
-
     Raises:
         ConfigError: what `qexp train` says of a wrong word.
     """
-    command = [sys.executable, "-m", "qexp", "train", "--cfg", "job", "--resolve", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ConfigError(done.stderr.strip().removeprefix("qexp train: "))
-    return parse(yaml.safe_load(done.stdout))
+    from qexp.jobs.composition import compose
+
+    return parse(compose("train", overrides))
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -82,11 +82,9 @@ def _config(words: Sequence[str], run: Path | None) -> Config:
 
 
 def _network(words: Sequence[str], config: Config) -> str:
-    """Return the network and its data set, by default or by choice, and what else was typed."""
-    typed = dict(word.split("=", 1) for word in words if "=" in word)
-    model, dataset = (typed.get(key, config.names[key]) for key in ("model", "dataset"))
+    """Return the network and its data set, and what else was typed."""
     rest = [word for word in words if word.partition("=")[0] not in ("model", "dataset")]
-    return ", ".join([f"{model} on {dataset}", *rest])
+    return ", ".join([f"{config.names['model']} on {config.names['dataset']}", *rest])
 
 
 def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:

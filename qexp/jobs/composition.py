@@ -319,10 +319,14 @@ def compose(command: str, overrides: Sequence[str], extra: Path | None = None) -
     Layers stand by their patterns, and `names` has the options chosen of `NAMED`.
 
     Raises:
-        ConfigError, HydraException, OmegaConfBaseException, YAMLError: it cannot be composed.
+        ConfigError: it cannot be composed; one line, as the command itself says it.
     """
     version.setbase("1.3")
-    config = loader(extra).load_configuration(command, list(overrides), RunMode.RUN)
+    configs = loader(extra)
+    try:
+        config = configs.load_configuration(command, list(overrides), RunMode.RUN)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(configs.describe(error, command, list(overrides))) from error
     choices = config.hydra.runtime.choices
     names = {key: str(choices[key]) for key in NAMED if key in choices}
     with open_dict(config):

@@ -11,17 +11,11 @@ from typing import Any
 import pytest
 
 from qexp import cli
-from qexp.commands import bench, cost, explain, plot, table
+from qexp.commands import cost, explain, plot, table
 from qexp.errors import ConfigError
 from qexp.published import load_artefact
 
 from ..composing import configured
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose without the process that the command starts for it."""
-    monkeypatch.setattr(cost, "composed", lambda *words: configured(*words, command="explain"))
 
 
 def records(text: str) -> list[dict[str, str]]:
@@ -47,7 +41,7 @@ def test_layers_are_those_of_explain(model: str) -> None:
     assert uncounted == []
 
 
-def test_comma_lists_are_the_tables_lines(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comma_lists_are_the_tables_lines(capsys: pytest.CaptureFixture[str]) -> None:
     lines = cost_of(capsys, "model=resnet20,mlp", "bits=2,w4a8,16", "bandwidth=1,inf", "batch=1,8")
     assert len(lines) == 2 * 3 * 2 * 2
     assert [line["bits"] for line in lines[:3]] == ["w2a2", "w4a8", "w16a16"]
@@ -61,26 +55,26 @@ def test_comma_lists_are_the_tables_lines(in_process: None, capsys: pytest.Captu
             assert (line["bound_by"], float(line["waiting_share"])) == ("compute", 0)
 
 
-def test_ends_of_ones_own(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ends_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     lines = cost_of(capsys, "model=resnet20", "bits=2", "first_last=paper,8,same,w4a8", "bandwidth=inf")
     assert [line["first_last"] for line in lines] == ["w8a8", "w8a8", "w2a2", "w4a8"]
     rates = [float(line["images_per_s"]) for line in lines]
     assert rates[0] == rates[1] < rates[2]
 
 
-def test_cores_by_area(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cores_by_area(capsys: pytest.CaptureFixture[str]) -> None:
     lines = cost_of(capsys, "model=resnet20", "bits=2", "cores=paper,area", "bandwidth=inf")
     assert [line["cores"] for line in lines] == ["32", "57"]
 
 
-def test_what_is_the_same_in_every_line_is_said_once(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_the_same_in_every_line_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     cost.main(["model=resnet20", "bits=8"])
     out = capsys.readouterr().out
     assert "figure 6: resnet20" in out and "batch 1, 16 MB on the chip, cores by paper" in out
     assert "The paper's constants" in out and "Fitted to" in out and "Ours" in out
 
 
-def test_the_fit_beside_the_figure(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_fit_beside_the_figure(capsys: pytest.CaptureFixture[str]) -> None:
     lines = cost_of(capsys, "--fit")
     assert len(lines) == 12
     errors = ("error", "without_point", "without_bits", "without_bandwidth")
@@ -93,7 +87,7 @@ def test_the_fit_beside_the_figure(in_process: None, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(("suffix", "mark"), [(".md", "|---|"), (".csv", "model,"), (".tex", "\\toprule")])
 def test_the_form_follows_the_files_name(
-    suffix: str, mark: str, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+    suffix: str, mark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / f"new/cost{suffix}"
     assert cost.main(["--output", str(output), "model=mlp", "bits=2"]) == 0
@@ -136,7 +130,7 @@ def test_mistakes_end_in_one_line(words: list[str], message: str, capsys: pytest
     assert message in seen.err and seen.err.count("\n") == 1 and seen.out == ""
 
 
-def test_images_that_do_not_fit_the_model(in_process: None) -> None:
+def test_images_that_do_not_fit_the_model() -> None:
     with pytest.raises(ConfigError, match="alexnet: it takes images with 3 channels"):
         cost.main(["model=alexnet", "dataset=mnist"])
 
@@ -172,18 +166,18 @@ def test_as_a_person_types_it() -> None:
     [
         ([], "mlp on digits"),
         (["quantizer=pact", "bits=2"], "mlp on digits, quantizer=pact, bits=2"),
-        (["bits=2", "model=resnet20", "model.depth=8"], "resnet20 on digits, bits=2, model.depth=8"),
+        (["recipe=pact/cifar10_resnet20"], "resnet20 on cifar10, recipe=pact/cifar10_resnet20"),
+        (["bits=2", "model=resnet20", "model.depth=8"], "resnet20 on cifar10, bits=2, model.depth=8"),
     ],
 )
 def test_the_energy_table_names_its_network(
-    words: list[str], network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "composed", lambda *typed: configured(*typed, command="explain"))
     assert cost.main(["--energy", *words]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{network}: memory and energy for one sample"
 
 
-def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_hardware_table_of_pwlq(capsys: pytest.CaptureFixture[str]) -> None:
     lines = cost_of(capsys, "--pwlq")
     assert len(lines) == 9
     assert {line["published"] for line in lines if line["what"] == "energy"} == {"1.0", "0.73", "0.78"}
@@ -198,7 +192,7 @@ def test_the_hardware_table_of_pwlq(in_process: None, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("words", [["bits=4"], ["model=resnet18,resnet50"], ["bandwidth=inf"], ["bandwidth=0"]])
-def test_what_the_hardware_table_of_pwlq_does_not_have(in_process: None, words: list[str]) -> None:
+def test_what_the_hardware_table_of_pwlq_does_not_have(words: list[str]) -> None:
     with pytest.raises(ConfigError):
         cost.main(["--pwlq", *words])
 
@@ -213,16 +207,14 @@ def test_what_the_hardware_table_of_pwlq_does_not_have(in_process: None, words: 
     ],
 )
 def test_rows_of_a_system_model_are_picked_by_their_labels(
-    in_process: None, capsys: pytest.CaptureFixture[str], name: str, only: str, key: str, values: list[str]
+    capsys: pytest.CaptureFixture[str], name: str, only: str, key: str, values: list[str]
 ) -> None:
     assert table.main([name, "--only", only, "--format", "csv"]) == 0
     assert [line[key] for line in records(capsys.readouterr().out)] == values
 
 
 @pytest.mark.parametrize("command", [table.main, plot.main])
-def test_a_row_that_a_system_model_does_not_have_is_refused(
-    in_process: None, command: Callable[[list[str]], int]
-) -> None:
+def test_a_row_that_a_system_model_does_not_have_is_refused(command: Callable[[list[str]], int]) -> None:
     with pytest.raises(ConfigError, match=r"--only 3 bits: no row .* are 16 bits, inf GB/s; 8 bits"):
         command(["pact/fig6", "--only", "3 bits"])
 
@@ -230,6 +222,6 @@ def test_a_row_that_a_system_model_does_not_have_is_refused(
 @pytest.mark.parametrize(
     ("name", "only", "picked"), [("pwlq/s_table6_energy", "PWLQ", 3), ("pact/fig6", "16 bits, 32 GB/s", 1)]
 )
-def test_a_system_models_figure_shows_the_picked_rows(in_process: None, name: str, only: str, picked: int) -> None:
+def test_a_system_models_figure_shows_the_picked_rows(name: str, only: str, picked: int) -> None:
     ((_, figure),) = plot._figures(load_artefact(name), [], only)
     assert [len(line.get_xdata()) for line in figure.axes[0].get_lines()] == [picked, picked]
