@@ -195,7 +195,9 @@ _PLACES_AND_DATA = ("model.weights", "weights", "task.teacher", "data_digest", "
 
 def left(cell: Cell, one: Facts, job: Facts) -> list[str]:
     """Say in what a run differs from the job by which the experiment would make it, but for what the cell says."""
-    judged = (*cell.recipe, *cell.keys, *_PLACES_AND_DATA)
+    judged = {*cell.recipe, *cell.keys, *_PLACES_AND_DATA}
+    judged |= {"epochs"} if one.shortened else set()
+    judged |= {"precision"} if one.precision != "float32" else set()  # `departures` says both
     found = []
     for key in dict.fromkeys([*job.recipe, *one.recipe]):
         value, wanted = one.setting(key), job.setting(key)

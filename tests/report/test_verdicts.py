@@ -77,6 +77,16 @@ def test_what_the_experiment_has_otherwise_is_said(make_run: MakeRun, tmp_path: 
     assert {record["remarks"] for record in table.records} == {row["remarks"] for row in table.rows}
 
 
+def test_a_shortened_run_in_bfloat16_is_told_so_once(make_run: MakeRun, tmp_path: Path) -> None:
+    """The paper's recipe in the sheets says nothing of either."""
+    names = {"model": "qnn_alexnet", "dataset": "imagenet", "quantizer": "none"}
+    words = {"epochs": 2, "schedule.of": 45, "trainer.precision": "bfloat16"}
+    make_run("none", 32, 0, 0.3, names=names, **words)
+    rows = published_table(load_artefact("qnn/imagenet"), find_runs(tmp_path), jobs=jobs_of).rows
+    (remarks,) = [row["remarks"] for row in rows if row["n"] == "1"]
+    assert (remarks.count("epochs"), remarks.count("bfloat16")) == (1, 1)
+
+
 def test_a_default_that_the_papers_recipe_is_not_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     names = {"model": "preact_resnet18", "dataset": "imagenet", "quantizer": "lsq"}
     (tmp_path / "runs").mkdir()
