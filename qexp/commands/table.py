@@ -195,16 +195,17 @@ def check_only(only: str, rows: Sequence[str]) -> None:
 
 def jobs_of(cell: Cell, one: Facts) -> Iterator[Mapping[str, Any]]:
     """Yield the jobs of a cell's experiment that have a run's quantizer and widths."""
-    name = f"{cell.paper}/{cell.artefact}"
-    if not (config_dir() / "experiment" / f"{name}.yaml").is_file():
+    if not (config_dir() / "experiment" / f"{cell.experiment}.yaml").is_file():
         return
     from qexp.jobs.experiments import configurations  # with Hydra, which other tables do without
 
-    yield from configurations(name, one.command, cell.run, one.quantizer, None if one.is_float else one.bits)
+    yield from configurations(
+        cell.experiment, one.command, cell.run, one.quantizer, None if one.is_float else one.bits
+    )
 
 
 def runs_of(artefact: Artefact, roots: Sequence[Path] | None) -> list[Run]:
-    """Return the runs in `roots`, else those that the artefact's own experiment made.
+    """Return the runs in `roots`, else those that the artefact's experiment made.
 
     Without any, the table still tells what to run: an empty default folder is no mistake.
 
@@ -216,7 +217,7 @@ def runs_of(artefact: Artefact, roots: Sequence[Path] | None) -> list[Run]:
         raise ConfigError(
             f"--runs {folders}: {artefact.full_name} is computed, nothing is run for it; leave it out"
         )
-    return collect(roots) if roots else find_runs(Path(DEFAULT_ROOT, artefact.full_name))
+    return collect(roots) if roots else find_runs(Path(DEFAULT_ROOT, artefact.experiment))
 
 
 def _form_of(output: Path | None) -> str:

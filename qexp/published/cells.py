@@ -8,10 +8,11 @@ number, or a mapping when there is more to say of it:
     DoReFa 2b: {printed: 46.4, reading: 53.6, note: "the table holds the error; Table 1 prints .536"}
 
 `printed` is what the page says, `reading` what it must mean; a column that the paper leaves empty is left out.
-The experiment of the same name makes the runs (`qexp train experiment=pact/table1`); a row's `run` says which
-words pick its part. `command: ptq` in a file's head says that `qexp ptq` makes them: one network's weights are one
-file, so there a row's words name its network. `degradation` is a loss against float in points, or against the run
-that `baseline` describes. A row's `statistic` says what a value is of its runs, when it is not their mean.
+The experiment of the same name makes the runs (`qexp train experiment=pact/table1`), or the one that `experiment`
+names, whose runs show this, too (top-5 beside top-1); a row's `run` says which words pick its part. `command: ptq`
+in a file's head says that `qexp ptq` makes them: one network's weights are one file, so there a row's words name
+its network. `degradation` is a loss against float in points, or against the run that `baseline` describes. A row's
+`statistic` says what a value is of its runs, when it is not their mean.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Cell:
         source: reference and table or figure; `page` where known.
         how: one of `HOW`; of a value, a row or the whole artefact.
         recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
+        experiment: `<paper>/<name>` of the experiment that makes its runs.
         run: the words that pick its row's part of the experiment.
         command: of `COMMANDS`, which makes the runs.
         statistic: of `STATISTICS`, what the value is of its runs.
@@ -84,6 +86,7 @@ class Cell:
     reading: float | None = None
     note: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    experiment: str = ""
     run: str = ""
     baseline: Mapping[str, str] = field(default_factory=dict)
     command: str = "train"
@@ -103,7 +106,7 @@ class Cell:
 class Artefact:
     """One table or figure: its cells, and `spread`, the paper's own run-to-run spread in units of the metric.
 
-    `figure` is one of `FIGURES`, `command` of `COMMANDS`.
+    `figure` is one of `FIGURES`, `command` of `COMMANDS`; `experiment` makes its runs.
     """
 
     paper: str
@@ -114,12 +117,13 @@ class Artefact:
     spread: float
     notes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    experiment: str
     figure: str = "cells"
     command: str = "train"
 
     @property
     def full_name(self) -> str:
-        """`<paper>/<artefact>`, which is its experiment's name too."""
+        """`<paper>/<artefact>`."""
         return f"{self.paper}/{self.name}"
 
 
@@ -147,6 +151,7 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             spread=float(body["spread"]),
             notes=tuple(" ".join(note.split()) for note in body.get("notes", ())),
             cells=cells,
+            experiment=_experiment(plain, name, body),
             figure=_one_of(body.get("figure", "cells"), FIGURES, f"{plain['paper']}/{name}: figure"),
             command=_command(plain),
         )
@@ -180,6 +185,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
                 recipe={**body.get("recipe", {}), **entry.get("recipe", {})},
+                experiment=_experiment(plain, name, body),
                 run=entry.get("run", "") or _network(plain, keys),
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},
                 command=_command(plain),
@@ -190,6 +196,10 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
 
 def _source(plain: Mapping[str, Any], body: Mapping[str, Any]) -> str:
     return f"{body.get('reference', plain['reference'])}, {body['source']}"
+
+
+def _experiment(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> str:
+    return f"{plain['paper']}/{body.get('experiment', name)}"
 
 
 def _command(plain: Mapping[str, Any]) -> str:

@@ -44,21 +44,24 @@ def _dots(entry: Entry, *, several: bool, factor: float) -> Dots:
     return Dots(
         group=cell.row if several else "",
         label=label,
-        colour=cell.keys.get("quantizer", "not in qexp"),
+        colour=cell.keys.get("quantizer", "published only"),
         published=factor * cell.comparable,
         measured=None if summary is None else factor * summary.mean,
         half_width=None if summary is None or summary.half_width is None else factor * summary.half_width,
         n=0 if summary is None else summary.n,
         budget="" if group is None else group.first.shortened,
+        without="not run" if cell.keys else "",
     )
 
 
 SHARES = {
     "test_accuracy_top5": "top-5 accuracy",
+    "train_accuracy": "accuracy in training",
+    "val_accuracy": "accuracy on validation images",
     "test_miou": "mean intersection over union",
     "test_map": "mean average precision",
 }
-"""What a share is called beside an axis, where it is no top-1 accuracy."""
+"""What a share is called beside an axis, where it is no top-1 accuracy of the test images."""
 
 
 def _factor(artefact: Artefact) -> float:

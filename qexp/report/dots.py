@@ -38,6 +38,7 @@ class Dots:
         half_width: of the 95% interval around `measured`; drawn from `intervals.LEAST` runs on.
         n: runs behind `measured`.
         budget: how the runs were shortened (`30 of 200 epochs`), empty for the full budget.
+        without: what stands in the place of `n` where nothing was measured.
     """
 
     group: str
@@ -48,6 +49,7 @@ class Dots:
     half_width: float | None = None
     n: int = 0
     budget: str = ""
+    without: str = "not run"
 
 
 def dots_figure(title: str, rows: Sequence[Dots], unit: str, text: str) -> Figure:
@@ -95,7 +97,7 @@ def _marks(rows: Sequence[Dots]) -> dict[str, str]:
 def _lines(axes: Axes, rows: Sequence[Dots], marks: dict[str, str]) -> None:
     """Name the lines at the left, and say at the right how many runs are behind each."""
     for place, row in enumerate(rows):
-        text = f"n = {row.n}{marks.get(row.budget, '')}" if _drawn(row.measured) else "not run"
+        text = f"n = {row.n}{marks.get(row.budget, '')}" if _drawn(row.measured) else row.without
         axes.axhline(place, color=_GUIDE, linewidth=0.6, zorder=0)
         axes.annotate(
             text, xy=(1.0, place), xytext=(4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",

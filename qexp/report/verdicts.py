@@ -223,7 +223,7 @@ def _remarks(entry: Entry, jobs: Jobs | None) -> str:
 def command(cells: Sequence[Cell]) -> str:
     """Return the command that fills cells of one artefact: its experiment, and what picks the first one's part."""
     parts = list(dict.fromkeys(cell.run for cell in cells if cell.run))
-    return " ".join([f"qexp {cells[0].command}", f"experiment={cells[0].paper}/{cells[0].artefact}", *parts[:1]])
+    return " ".join([f"qexp {cells[0].command}", f"experiment={cells[0].experiment}", *parts[:1]])
 
 
 def _commands(missing: Sequence[Cell]) -> Iterator[tuple[str, str]]:

@@ -138,6 +138,22 @@ def test_a_row_without_keys_is_a_method_that_qexp_does_not_have() -> None:
     assert (cell.keys, cell.comparable) == ({}, 0.889)
 
 
+def test_one_experiments_runs_fill_several_tables() -> None:
+    for name, experiment in (("pact/fig8_training", "pact/fig8"), ("lsq/table1_top5", "lsq/table1")):
+        artefact, shown = load_artefact(name), load_artefact(experiment)
+        assert {cell.experiment for cell in artefact.cells} == {artefact.experiment} == {experiment}
+        assert [cell.keys for cell in artefact.cells] == [cell.keys for cell in shown.cells if cell.keys]
+        assert artefact.metric != shown.metric
+
+
+def test_curves_are_read_off_at_twelve_epochs() -> None:
+    cells = load_artefact("qnn/bnn_fig1").cells
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    assert len(cells) == 12 * len(rows) == 36
+    sums = {row: round(sum(cell.value for cell in cells if cell.row == row), 1) for row in rows}
+    assert sums == {"No binarization": 130.1, "BNN (Torch7)": 153.7, "BNN (Theano)": 198.3}
+
+
 def test_table2_of_pact_is_whole() -> None:
     cells = load_artefact("pact/table2").cells
     assert len(cells) == 48

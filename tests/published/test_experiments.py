@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,14 @@ from qexp.report.facts import Facts, facts
 from qexp.report.verdicts import _same
 from qexp.runs import Run
 
-EXPERIMENTS = [name for name in artefact_names() if (config_dir() / "experiment" / f"{name}.yaml").exists()]
+
+def file_of(name: str) -> Path:
+    return config_dir() / "experiment" / f"{load_artefact(name).experiment}.yaml"
+
+
+EXPERIMENTS = [name for name in artefact_names() if file_of(name).exists()]
+"""Tables and figures whose runs an experiment makes; some share one."""
+
 AFTER_TRAINING = [
     name
     for name in EXPERIMENTS
@@ -33,7 +41,7 @@ SITES = {"weight": Site("x", "weight", (4, 3, 3, 3)), "activation": Site("x", "i
 
 
 def node_of(name: str) -> Any:
-    return OmegaConf.load(config_dir() / "experiment" / f"{name}.yaml")
+    return OmegaConf.load(file_of(name))
 
 
 def composed(name: str, typed: str, every: bool) -> Iterator[Mapping[str, Any]]:
@@ -42,15 +50,15 @@ def composed(name: str, typed: str, every: bool) -> Iterator[Mapping[str, Any]]:
     Composing one takes a quarter of a second. Unless `every` one is, jobs that differ in their widths alone are
     composed once and get their widths here; not learned steps, whose recipe looks at them.
     """
-    command = load_artefact(name).command
+    experiment, command = load_artefact(name).experiment, load_artefact(name).command
     like: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    for words in words_of(name, typed):
+    for words in words_of(experiment, typed):
         rest = tuple(word for word in words if not word.startswith("bits="))
         if every or rest == words or name.startswith(("lsq/", "lglsq/")):
-            yield configuration(name, command, words)
+            yield configuration(experiment, command, words)
             continue
         if rest not in like:
-            like[rest] = configuration(name, command, words)
+            like[rest] = configuration(experiment, command, words)
         (bits,) = set(words).difference(rest)
         weight, activation = parse_bits(bits.removeprefix("bits="))
         yield {**like[rest], "bits": {**like[rest]["bits"], "weight": weight, "activation": activation}}
@@ -106,9 +114,9 @@ def test_an_experiment_of_trained_networks(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_header_says_the_command(name: str) -> None:
-    first, second, *_ = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+    first, second, *_ = file_of(name).read_text().splitlines()
     assert first == "# @package _global_"
-    assert second.startswith(f"# qexp {load_artefact(name).command} experiment={name}")
+    assert second.startswith(f"# qexp {load_artefact(name).command} experiment={load_artefact(name).experiment}")
 
 
 def test_every_table_and_figure_with_runs_is_an_experiment() -> None:
