@@ -15,6 +15,14 @@ from typing import IO
 from qexp.errors import CheckpointError
 
 
+def is_there(text: str) -> bool:
+    """Say whether a file or a folder has this name; a text that is too long for one names nothing."""
+    try:
+        return Path(text).exists()
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside `path`; leaving without an error syncs it and swaps it in.

@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from qexp import build
 from qexp.errors import ConfigError, Interrupted, QexpError
+from qexp.files import is_there
 from qexp.interrupts import asking_workers, raising_on_sigterm
 from qexp.jobs.composition import QexpLoader, decode_layers, encode_override, loader
 from qexp.jobs.grids import expand, sweep
@@ -110,7 +111,7 @@ def _with_run(command: str, typed: Sequence[str]) -> list[str]:
 
 
 def _is_setting(text: str) -> bool:
-    return not text or text.startswith("~") or ("=" in text and not Path(text).is_dir())
+    return not text or text.startswith("~") or ("=" in text and not (is_there(text) and Path(text).is_dir()))
 
 
 def _launch(hydra: Hydra, overrides: list[str], job: Job, *, multirun: bool) -> int:
@@ -136,7 +137,7 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
     with launcher.folder(Path(str(composed.output_dir))) as folder:
         words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
         config = hydra.compose_config(job.command, words, RunMode.MULTIRUN, with_log_configuration=False)
-        found = _look(hydra, config, job)
+        found = _look(hydra, config, job, here=not launcher.other_machines)
         if not found.jobs:
             return _finish(found, [])
         if not launcher.elsewhere:
@@ -153,13 +154,13 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
         return by_records if code is None else code
 
 
-def _look(hydra: Hydra, config: DictConfig, job: Job) -> Preflight:
+def _look(hydra: Hydra, config: DictConfig, job: Job, *, here: bool) -> Preflight:
     """Expand the sweep and look at all its jobs before the first one starts."""
     configs = hydra.config_loader
     assert isinstance(configs, QexpLoader)  # as made in `_run`
     settings, grids = config.hydra.sweeper, config.experiment.get("grids")
     jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task), configs)
-    found = look(job, configs, config, jobs)
+    found = look(job, configs, config, jobs, here=here)
     say(found)
     return found
 

@@ -239,9 +239,15 @@ def made_elsewhere(root: Path, folder: Path) -> Path | None:
     """Return another folder below `root` that holds the run whose own folder would be `folder`, if there is one.
 
     Names hold the run's identity, so the same name is the same run: experiments share it instead of repeating it.
+
+    Raises:
+        ConfigError: the folder may not be entered.
     """
-    if folder.exists() or not root.is_dir():
-        return None
+    try:
+        if folder.exists() or not root.is_dir():
+            return None
+    except OSError as error:
+        raise RunDirectory(folder)._not_writable(error) from error
     for place, below, _ in os.walk(root):
         if folder.name in below:
             found = Path(place, folder.name)
@@ -261,9 +267,11 @@ def link_run(folder: Path, found: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():  # what it pointed at is gone
-            folder.unlink()
+            folder.unlink(missing_ok=True)
         folder.symlink_to(os.path.relpath(found, folder.parent), target_is_directory=True)
     except OSError as error:
+        if os.path.realpath(folder) == os.path.realpath(found):
+            return  # the same command on another machine, or in another window, was faster
         raise RunDirectory(folder)._not_writable(error) from error
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from qexp.errors import ConfigError
 from qexp.files import MetricsFile, atomic_write
-from qexp.runs import RunDirectory, find_runs
+from qexp.runs import RunDirectory, find_runs, link_run, made_elsewhere
 
 CONFIG = {"epochs": 2, "output_dir": "outputs"}
 IDENTITY = {"format": 1, "bits": [4, 4]}
@@ -154,3 +154,25 @@ def test_a_disk_that_is_full_before_the_first_step_is_one_line(run: RunDirectory
     monkeypatch.undo()
     with run.lock():
         assert run.locked()
+
+
+def test_two_commands_that_link_one_run_at_once(tmp_path, monkeypatch) -> None:
+    found, other = tmp_path / "one" / "r", tmp_path / "other"
+    found.mkdir(parents=True)
+    other.mkdir()
+    folder = tmp_path / "two" / "r"
+    link_run(folder, found)
+    monkeypatch.setattr(Path, "is_symlink", lambda self: False)  # it was not there when this one looked
+    link_run(folder, found)
+    assert folder.resolve() == found.resolve()
+    with pytest.raises(ConfigError, match="output_dir: cannot write"):
+        link_run(folder, other)
+
+
+def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch) -> None:
+    def locked(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", locked)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        made_elsewhere(tmp_path, tmp_path / "train" / "r-1")

@@ -171,7 +171,9 @@ def _after_training(arguments: argparse.Namespace) -> Iterator[Measure]:
     from qexp.lit import cpu
 
     cpu.prepare(arguments.threads)
-    cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no CUDA device here; use cpu or auto.")
+    cuda = arguments.device != "cpu" and torch.cuda.is_available()
     yield from calibration.measures(arguments.rounds, torch.device("cuda" if cuda else "cpu"))
 
 

@@ -24,6 +24,8 @@ class Planned:
     run: RunDirectory
     link: Path | None = None
     """This experiment's own folder, where another experiment has begun or made the run."""
+    exact: bool = True
+    """Whether the run has this name wherever it is made."""
 
     @property
     def primary_metric(self) -> str:

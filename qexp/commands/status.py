@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from qexp.errors import ConfigError
+from qexp.files import is_there
 from qexp.paths import config_dir
 from qexp.report.collect import DEFAULT_ROOT, collect
 from qexp.report.facts import ABSENT, facts
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         QexpError: a folder that is not there, no runs, or folders and a sweep's words together.
     """
     what = parser().parse_args(list(argv)).what
-    words = [text for text in what if "=" in text and not Path(text).exists()]
+    words = [text for text in what if "=" in text and not is_there(text)]
     if words and len(words) < len(what):
         folder = next(text for text in what if text not in words)
         raise ConfigError(f"'{folder}' is a folder, '{words[0]}' a sweep's setting: ask for one of the two")

@@ -72,7 +72,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def read_part(archive: str, root: Path, part: dict[str, Any], channels_first: bool = False) -> Split:
-    """Read one part of an archive through torchvision, which compares its checksum first.
+    """Read one part of an archive through torchvision, which compares the checksums of CIFAR's and SVHN's first.
 
     Args:
         part: arguments that select it.

@@ -55,7 +55,7 @@ def content_digest(files: Sequence[Path], root: Path) -> str:
         for file in files:
             status = file.stat()
             newest = max(newest, status.st_mtime)
-            stamp = (str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ino)
+            stamp = (str(file.absolute()), _shown(file, root), status.st_size, status.st_mtime_ns, status.st_ino)
             listing.update(repr(stamp).encode())
         memo = cache_folder() / "digests" / f"{listing.hexdigest()}.json"
         known = _read_digest(memo)
@@ -76,9 +76,13 @@ def _hash_files(files: Sequence[Path], root: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 content.update(block)
-        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
-        total.update(f"{name}\n{content.hexdigest()}\n".encode())
+        total.update(f"{_shown(file, root)}\n{content.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _shown(file: Path, root: Path) -> str:
+    """Return the name by which a file counts in a digest."""
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
 def _read_digest(memo: Path) -> str | None:

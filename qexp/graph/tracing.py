@@ -308,5 +308,6 @@ def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
         torch.add,
         "add",
     }:
-        return all(isinstance(arg, fx.Node) and nonnegative(graph, arg) for arg in node.args[:2])
+        both = [*node.args[:2], *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
+        return len(both) == 2 and all(isinstance(arg, fx.Node) and nonnegative(graph, arg) for arg in both)
     return False

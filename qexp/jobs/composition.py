@@ -47,7 +47,7 @@ _FLAT_GROUPS = ("optimizer", "schedule")
 LAYERS_RULE = "a layer is set apart by a pattern: layers.'<glob>'.bits=, .quantizer= or .scope="
 
 NAMED = ("model", "dataset", "quantizer", "observer")
-"""The groups whose option a configuration names."""
+"""Groups whose choice is kept by name, for people and for tables; not every command has all of them."""
 
 FAILURE = "_failure_"
 """The key under which a job's configuration says that it could not be composed, and why."""

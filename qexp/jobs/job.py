@@ -29,8 +29,6 @@ from qexp.saved import check_place, run_config
 MAKERS = ("train", "ptq")
 """The commands that make runs."""
 
-"""Groups whose choice is kept by name, for people and for tables; not every command has all of them."""
-
 _interrupted_by: list[int] = []
 """The signal that stopped a job of this process; a sweep's later jobs in it are not started."""
 

@@ -42,6 +42,11 @@ class Launcher:
         return self.name != "basic"
 
     @property
+    def other_machines(self) -> bool:
+        """Whether its jobs may run where there are other devices and compilers."""
+        return self.name == "submitit_slurm" or (self.name == "ray" and bool(os.environ.get("RAY_ADDRESS")))
+
+    @property
     def keeps_logs(self) -> bool:
         """Whether what its jobs print goes into files instead of this terminal."""
         return self.name.startswith("submitit")

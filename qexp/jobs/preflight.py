@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,14 +44,19 @@ class Preflight:
         return sorted(records, key=lambda record: place.get(record.overrides, len(place)))
 
 
-def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> Preflight:
+def look(
+    job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequence[str]], *, here: bool = True
+) -> Preflight:
     """Plan every job of a sweep; only a command that makes runs has something to find out.
+
+    A bug in one job's planning is left to that job, which fails alone.
 
     Args:
         job: the command's.
         loader: composes the jobs; each is composed a second time when it runs, from the loader's memory.
         master: the composed configuration that all jobs share.
         jobs: the overrides of each.
+        here: whether the jobs run on this machine, or on one with other devices and compilers.
     """
     found = Preflight()
     words: dict[str, list[str]] = {}
@@ -66,17 +72,19 @@ def look(job: Job, loader: QexpLoader, master: DictConfig, jobs: Sequence[Sequen
         found.order.append(typed)
         composed = loader.load_sweep_config(master, overrides)
         try:
-            planned = _planned(job, composed)
+            planned = _planned(job, composed, here=here)
+            run = typed if planned is None else planned.run_id
+            new = run not in words
+            done = planned.done() if planned and planned.exact and new and not job.dry_run else None
         except QexpError as error:
             found.refused.append(Record(typed, "failed", error.exit_code, message=str(error)))
             continue
-        run = typed if planned is None else planned.run_id
-        if run not in words:
-            done = None if planned is None or job.dry_run else planned.done()
-            if done is None:
-                found.jobs.append(overrides)
-            else:
-                found.done.append(record_of(typed, done))
+        except Exception:
+            run, new, done = typed, True, None
+        if done is not None:
+            found.done.append(record_of(typed, done))
+        elif new:
+            found.jobs.append(overrides)
         words.setdefault(run, []).append(typed)
     found.same = [typed for typed in words.values() if len(typed) > 1]
     return found
@@ -95,7 +103,7 @@ def say(found: Preflight) -> None:
         print(f"done already: {len(found.done)} of {len(found.done) + len(found.jobs)} runs", flush=True)
 
 
-def _planned(job: Job, composed: DictConfig) -> Planned | None:
+def _planned(job: Job, composed: DictConfig, *, here: bool) -> Planned | None:
     """Return the run that a job would make or skip, None for a command that makes none."""
     if FAILURE in composed:
         raise ConfigError(str(composed[FAILURE]))
@@ -105,21 +113,25 @@ def _planned(job: Job, composed: DictConfig) -> Planned | None:
     config = copy.deepcopy(composed)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    return planned_run(parse(plain_config(job, config)))
+    return planned_run(parse(plain_config(job, config)), here=here)
 
 
-def planned_run(config: Config) -> Planned | None:
+def planned_run(config: Config, *, here: bool = True) -> Planned | None:
     """Return the run that `config` means, which must be buildable unless it is done.
 
-    None where it has no name yet: with `progressive` the weights that it starts from are not there.
+    None where it has no name yet: with `progressive` the weights that it starts from are not there. Where it runs
+    on another machine, whether its step is compiled is found out there.
 
     Raises:
         QexpError: the data are missing, or the method does not support what is asked of it.
     """
     from qexp.commands import progressive, ptq, train
 
+    exact = here or config.trainer.compile is False
+    if not exact:
+        config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile=False))
     config, last = progressive.upcoming(config)
-    planned = (train if config.calibration is None else ptq).plan(config)
+    planned = dataclasses.replace((train if config.calibration is None else ptq).plan(config), exact=exact)
     if planned.run.read_result() is None:
         from qexp.commands.network import check_network
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.data.batches import Batches
@@ -35,19 +37,29 @@ class Reestimation(pl.Callback):
 
 @torch.no_grad()
 def reestimate(network: nn.Module, batches: Batches, count: int, device: torch.device) -> None:
-    """Set every batch norm's running mean and variance to their means over the first `count` of `batches`."""
+    """Set every batch norm's running mean and variance to their means over the first `count` of `batches`.
+
+    An epoch that has fewer is followed by the next.
+    """
     norms = normalizations(network)
     momentum = [norm.momentum for norm in norms]
-    batches.load_state_dict({"epoch": 0, "position": 0})
     with evaluating(network), float32(device):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean
             norm.train()
-        for _, (images, _labels) in zip(range(count), batches, strict=False):
+        for images in itertools.islice(_images(batches), count):
             network(images)
     for norm, before in zip(norms, momentum, strict=True):
         norm.momentum = before
+
+
+def _images(batches: Batches) -> Iterator[Tensor]:
+    """Yield the images of one batch after the other, epoch after epoch."""
+    for epoch in itertools.count():
+        batches.load_state_dict({"epoch": epoch, "position": 0})
+        for images, _labels in batches:
+            yield images
 
 
 def normalizations(network: nn.Module) -> list[_BatchNorm]:

@@ -16,7 +16,6 @@ from lightning_fabric.plugins.io import CheckpointIO
 from qexp.errors import CheckpointError, OutputError
 from qexp.files import atomic_stream
 from qexp.lit import world
-from qexp.lit.position import epochs_done
 from qexp.lit.signals import StopRequest
 from qexp.lit.task import Classification
 from qexp.quantizers.base import Quantizer
@@ -78,6 +77,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no checkpoint; `qexp status` shows how far each run came.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({error.strerror or error}).") from error
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for damage
         raise CheckpointError(
             f"{path}: the checkpoint cannot be read (cut short, or not one: {type(error).__name__}); delete it to"
@@ -182,6 +185,8 @@ class CheckpointWriter(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep our state until everything else is in place."""
         self._restored = checkpoint[KEY]
+        self.seconds_before = checkpoint[KEY]["train_seconds"]
+        self._began = time.monotonic()  # training may begin and end with it: all epochs were done
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Restore last of all, so that nothing in the set-up draws from the restored generators."""
@@ -193,7 +198,6 @@ class CheckpointWriter(pl.Callback):
         if world.rank() == 0:  # the sums of all processes go on in the first one
             module.totals.copy_(state["totals"])
         module.samples = state["samples"] // world.size()
-        self.seconds_before = state["train_seconds"]
         set_random_state(state["random"][world.rank()])
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -209,8 +213,7 @@ class CheckpointWriter(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Write at the epoch's end, after its numbers are in metrics.csv."""
         self.write(trainer, module)
-        last = epochs_done(trainer) >= (trainer.max_epochs or 0)
-        if self.request.agreed(trainer) and not last:
+        if self.request.agreed(trainer):  # also after the last one: what comes behind it may be hours of a sweep
             self.request.end()
 
     def write(self, trainer: pl.Trainer, module: Classification) -> None:

@@ -74,6 +74,8 @@ def fit(
             trainer.fit(module, train_dataloaders=loader, ckpt_path=run.checkpoint if checkpoint else None)
         finally:
             compiling.reset()
+        if trainer.world_size == 1 and request.signal is not None:  # it came behind the last step's look for it
+            request.end()
     return {**run.metrics.last(), "train_seconds": writer.train_seconds, "compiled": float(compiled)}
 
 

@@ -22,10 +22,14 @@ def tensorboard(*, directory: Path, name: str, purge_step: int = 0) -> Logger:
 
 
 def csv(*, directory: Path, name: str, purge_step: int = 0) -> Logger:
-    """Lightning's own wide CSV in `directory`/csv, beside metrics.csv, which qexp always writes."""
+    """Lightning's own wide CSV in `directory`/csv, beside metrics.csv, which qexp always writes.
+
+    Args:
+        purge_step: a resumed run writes into `csv/from_<step>`: Lightning empties the folder that it begins in.
+    """
     from pytorch_lightning.loggers import CSVLogger
 
-    return CSVLogger(save_dir=directory, name="csv", version="")
+    return CSVLogger(save_dir=directory, name="csv", version=f"from_{purge_step}" if purge_step > 0 else "")
 
 
 def wandb(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.data.batches import Batches
+from qexp.lit.evaluate import float32
 from qexp.quantizers.base import Quantizer, named_quantizers
 
 
@@ -49,7 +50,7 @@ def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> boo
     handles = [quantizer.register_forward_pre_hook(hook) for quantizer in wanting]
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), float32(device), torch.random.fork_rng(devices=devices):
             network.to(device)
             network.train()
             network(images)

@@ -44,7 +44,7 @@ def make_trainer(
         devices=settings.devices,
         strategy="ddp" if settings.devices > 1 else settings.strategy,
         precision=precision,
-        deterministic=settings.deterministic or None,
+        deterministic=settings.deterministic,  # said either way: torch keeps what an earlier job chose
         max_epochs=config.epochs,
         callbacks=list(callbacks),
         logger=list(loggers),

@@ -55,8 +55,8 @@ class Discretisation(TrainedRounding):
 class EWGS(Discretisation):
     """Gradients scaled by the error: g_u = g (1 + strength sign(g) e) (Lee et al. 2021, arXiv 2104.00903).
 
-    Where a step of the optimizer would move a value towards its level, its gradient shrinks; away from it, it
-    grows.
+    Where a step of the optimizer would move a value towards its level, its gradient grows; away from it, it
+    shrinks.
 
     Args:
         strength: the paper's delta counts errors in parts of the whole range: strength = delta / (2^bits - 1).

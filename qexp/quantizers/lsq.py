@@ -181,6 +181,8 @@ class LSQ(Quantizer):
 
 
 def _scope(scope: str, site: Site) -> str:
+    if scope == "element" and site.kind == "weight":
+        raise ConfigError(f"{site.name}: scope=element is for activations; take layer, channel or depthwise.")
     if scope == "depthwise":
         if site.kind != "weight":
             raise ConfigError(f"{site.name}: scope=depthwise is for weights; take layer or channel.")

@@ -44,7 +44,7 @@ class LSQPlusActivation(LSQ):
             `signed`, or `unsigned` (LSQ; at sites that are never negative alone).
 
     Raises:
-        ConfigError: an unknown form; `unsigned` where values can be negative; a scope other than layer.
+        ConfigError: an unknown form; `unsigned` where values can be negative.
     """
 
     of_either_sign: ClassVar[tuple[str, ...]] = ("offset",)

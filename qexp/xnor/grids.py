@@ -69,6 +69,8 @@ def grid_of(codebook: Tensor) -> Grid | str:
         return "its levels are not equally spaced"
     bits = (levels - 1).bit_length()
     used = step > 0  # a filter of zeros has no step; its shift is that of the others
+    if bool((table[0][~used] != 0).any()):
+        return "a channel of it has one value alone, which is not 0"
     places = 2 * table[0][used] / step[used] + (2**bits - 1)
     half = (step / 2).float() if codebook.dim() > 1 else (step[0] / 2).float()
     if not len(places):

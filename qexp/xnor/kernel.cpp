@@ -374,6 +374,7 @@ bool has_bytes() {
 void product(const Problem& problem, Path path, int threads) {
   const int64_t tiles = (problem.geometry.rows() + kRows - 1) / kRows;
   const int64_t blocks = (problem.columns + kColumns - 1) / kColumns;
+  if (tiles == 0 || blocks == 0) return;
   // Enough shares that threads end together; a share keeps its gathered rows over its blocks of columns.
   const int64_t parts = std::min(blocks, std::max<int64_t>(1, (8 * threads + tiles - 1) / tiles));
   parallel(tiles * parts, threads, [&](int64_t share) {
@@ -463,12 +464,13 @@ void quantize_any(const float* values, int64_t count, float lowest, float step, 
 #if defined(__x86_64__)
 AVX512 void quantize_avx512(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes) {
   const __m512 low = _mm512_set1_ps(lowest), width = _mm512_set1_ps(step);
-  const __m512i most = _mm512_set1_epi32(highest), least = _mm512_setzero_si512();
+  const __m512 most = _mm512_set1_ps(float(highest)), least = _mm512_setzero_ps();
   int64_t element = 0;
   for (; element + 16 <= count; element += 16) {
     const __m512 level = _mm512_div_ps(_mm512_sub_ps(_mm512_loadu_ps(values + element), low), width);
-    const __m512i inside = _mm512_max_epi32(_mm512_min_epi32(_mm512_cvtps_epi32(level), most), least);
-    _mm_storeu_si128((__m128i*)(codes + element), _mm512_cvtepi32_epi8(inside));
+    // Clamped first: a level that no int32 holds would come out as the lowest one.
+    const __m512 inside = _mm512_min_ps(_mm512_max_ps(level, least), most);
+    _mm_storeu_si128((__m128i*)(codes + element), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(inside)));
   }
   quantize_any(values + element, count - element, lowest, step, highest, codes + element);
 }

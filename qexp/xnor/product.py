@@ -108,7 +108,7 @@ class TorchProduct:
         """Return sum over planes i, j of 2^(i + j) popcount(activation i ^ weight j): (rows, out), float64."""
         g, total = geometry, torch.zeros((), dtype=torch.float64)
         images = unpack_bits(activations, weight.channels).double()
-        images = images.reshape(len(images), g.images, g.height, g.width, -1).permute(0, 1, 4, 2, 3)
+        images = images.reshape(len(images), g.images, g.height, g.width, weight.channels).permute(0, 1, 4, 2, 3)
         kernels = weight.bits().double().transpose(2, 3).unflatten(3, (g.kernel_height, g.kernel_width))
         for i, image in enumerate(images):
             ones = g.convolve(image, torch.ones_like(kernels[0, :1]))

@@ -83,6 +83,16 @@ def test_the_digest_is_of_the_content_and_not_of_the_place(npz_file, tmp_path):
     assert here == Npz(root=str(elsewhere), file=npz_file.name).digest()
 
 
+def test_the_digest_is_the_same_whatever_was_asked_for_before(npz_file, tmp_path, monkeypatch):
+    os.utime(npz_file, (1e9, 1e9))
+    below = f"{npz_file.parent.name}/{npz_file.name}"
+    named = Npz(root=str(npz_file.parent), file=npz_file.name).digest()
+    behind = Npz(root=str(npz_file.parent.parent), file=below).digest()
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "another cache")
+    assert Npz(root=str(npz_file.parent.parent), file=below).digest() == behind
+    assert Npz(root=str(npz_file.parent), file=npz_file.name).digest() == named
+
+
 def test_the_digest_of_an_unchanged_old_file_is_remembered(npz_file, monkeypatch):
     os.utime(npz_file, (1e9, 1e9))
     digest = source(npz_file).digest()

@@ -263,12 +263,13 @@ def test_differences_and_borders_below_zero_are_not_taken_for_positive() -> None
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
             y, z = F.relu(x), F.relu(-x)
             return (
+                torch.add(y, other=x), torch.add(input=x, other=y), y.add(other=x),
                 torch.add(y, z, alpha=-1), F.pad(y, (1, 1), value=-1.0), F.pad(y, (1, 1), "constant", -2.0),
                 torch.add(y, z, alpha=2), F.pad(y, (1, 1)), y.transpose(1, -1),
-                torch.flatten(start_dim=1, input=y), torch.cat(dim=1, tensors=[y, z]),
+                torch.flatten(start_dim=1, input=y), torch.cat(dim=1, tensors=[y, z]), torch.add(y, other=z),
             )  # fmt: skip
 
     (graph,) = trace(Sums())
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
     returned: Any = output.args[0]
-    assert [nonnegative(graph, node) for node in returned] == [False] * 3 + [True] * 5
+    assert [nonnegative(graph, node) for node in returned] == [False] * 6 + [True] * 6

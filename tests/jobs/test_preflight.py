@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from qexp import hydra_app
+from qexp.commands.planning import Planned
+from qexp.config import Config
+from qexp.errors import ConfigError
+from qexp.jobs import preflight
 from qexp.runs import find_runs
+
+from ..composing import configured
 
 QUICK = ["epochs=1", "batch_size=512", "trainer.progress=false", "logger=none"]
 
@@ -102,3 +108,29 @@ def test_a_run_of_another_experiment_is_linked_and_not_trained_again(
     assert linked.is_symlink()
     assert train("experiment.name=two/three") == 0  # the link points at nothing: the run is made here
     assert not linked.is_symlink()
+
+
+def test_a_bug_in_one_jobs_planning_is_that_jobs_alone(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = preflight.planned_run
+
+    def buggy(config: Config, **named: bool) -> Planned | None:
+        if config.seed == 0:
+            raise ZeroDivisionError
+        return real(config, **named)
+
+    monkeypatch.setattr(preflight, "planned_run", buggy)
+    assert train("seed=0,1", "--dry-run") == 0
+    assert capfd.readouterr().out.count("start   outputs") == 2
+
+
+def test_a_job_for_another_machine_is_not_refused_for_this_ones_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = configured("trainer.device=cuda")
+    with pytest.raises(ConfigError, match="no CUDA device here"):
+        preflight.planned_run(config)
+    there = preflight.planned_run(config, here=False)
+    assert there is not None and not there.exact  # whether it is compiled, which its name says, is decided there
+    eager = preflight.planned_run(configured("trainer.device=cuda", "trainer.compile=false"), here=False)
+    assert eager is not None and eager.exact

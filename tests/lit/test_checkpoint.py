@@ -65,6 +65,18 @@ def test_what_is_no_checkpoint_is_named(content, tmp_path):
         checkpoints.read_checkpoint(path)
 
 
+def test_a_file_that_may_be_whole_is_not_to_be_deleted(tmp_path, monkeypatch):
+    def locked(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", locked)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)") as caught:
+        checkpoints.read_checkpoint(path)
+    assert "delete" not in str(caught.value)
+
+
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="not a checkpoint of a qexp run"):

@@ -73,6 +73,8 @@ def test_a_finished_training_is_not_trained_again(whole, small_run):
     network, again = small_run.train(folder)
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert again["train_loss"] == metrics["train_loss"]
+    spent = read_checkpoint(folder / "last.ckpt")["qexp"]["train_seconds"]
+    assert 0 < spent < again["train_seconds"] < spent + 5  # loading it is all that came on top
 
 
 def test_a_truncated_checkpoint_is_named(small_run, tmp_path):

@@ -32,7 +32,9 @@ def signal_at_step(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "step", "code"), [(signal.SIGINT, 5, 130), (signal.SIGTERM, 11, 143), (signal.SIGTERM, 15, 143)]
+    ("number", "step", "code"),
+    # In an epoch, at its end, in the next one, and in the last step of all.
+    [(signal.SIGINT, 5, 130), (signal.SIGTERM, 11, 143), (signal.SIGTERM, 15, 143), (signal.SIGINT, 22, 130)],
 )
 def test_a_signal_leaves_a_checkpoint_of_whole_steps_that_goes_on(
     number, step, code, small_run, tmp_path, signal_at_step, monkeypatch

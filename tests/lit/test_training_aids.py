@@ -83,18 +83,24 @@ def test_fewer_bits_start_from_the_run_of_more(float_run, tmp_path):
     assert found["test_accuracy"] > 0.85
 
 
-def test_statistics_are_the_means_over_the_batches():
+@pytest.mark.parametrize("count", [4, 10])  # an epoch has 7
+def test_statistics_are_the_means_over_the_batches(count):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)).train()
     data = [(3 + torch.randn(16, 6), None) for _ in range(7)]
 
     class Source(list):
-        def load_state_dict(self, state):
-            assert state == {"epoch": 0, "position": 0}
+        epochs = ()
 
-    reestimate(network, Source(data), 4, torch.device("cpu"))
+        def load_state_dict(self, state):
+            assert state["position"] == 0
+            self.epochs += (state["epoch"],)
+
+    source = Source(data)
+    reestimate(network, source, count, torch.device("cpu"))
+    assert source.epochs == (0, 1)[: 1 + count // 7]
     with torch.no_grad():
-        outputs = [network[0](x) for x, _ in data[:4]]
+        outputs = [network[0](x) for x, _ in [*data, *data][:count]]
     torch.testing.assert_close(network[1].running_mean, torch.stack([y.mean(0) for y in outputs]).mean(0))
     torch.testing.assert_close(network[1].running_var, torch.stack([y.var(0) for y in outputs]).mean(0))
     assert network.training and network[2].training and network[1].momentum == 0.1

@@ -63,6 +63,8 @@ def test_depthwise_means_channels_where_a_filter_sees_one():
     assert LSQ(4, Site("fc", "weight", (8, 1)), scope="depthwise").step.shape == ()
     with pytest.raises(ConfigError, match="for weights"):
         LSQ(4, INPUT, scope="depthwise")
+    with pytest.raises(ConfigError, match="for activations"):
+        LSQ(4, WEIGHT, scope="element")
 
 
 def test_a_signed_input_has_a_signed_grid():

@@ -191,6 +191,13 @@ def test_a_convolution_that_cannot_run_says_why(change, reason, product: TorchPr
         IntegerLayer("l", fake, grid_of(torch.tensor([-1.0, 1.0])), product)
 
 
+@pytest.mark.parametrize(("value", "known"), [(0.0, True), (0.3, False)])
+def test_a_channel_of_one_value_is_no_channel_of_zeros(value: float, known: bool) -> None:
+    even = torch.tensor([-1.0, -0.5, 0.0, 0.5])
+    found = grid_of(torch.stack([even, torch.full((4,), value)], dim=1).reshape(4, 2, 1, 1, 1))
+    assert isinstance(found, str) is not known
+
+
 def test_bits_beyond_the_accumulators_are_refused(product: TorchProduct) -> None:
     layer = nn.Linear(40_000, 1)
     fake = QuantLinear(layer, LinearWeight(8, Site("l", "weight", (1, 40_000))), None)

@@ -73,6 +73,15 @@ def odd(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return 2 * codes.double() - (2**bits - 1)
 
 
+def test_a_product_without_rows_has_none(kernel) -> None:
+    right = random_codes(0, 2, 4, 70)
+    for product in products(kernel):
+        weight = product.weight(pack_planes(right.unsqueeze(1), 2), 70, 2)
+        packed = product.pack(torch.empty(0, 70, dtype=torch.uint8), 2)
+        base = torch.zeros(1, 4, dtype=torch.int32)
+        assert product.sums(packed, weight, linear_geometry(0), base).shape == (0, 4)
+
+
 @given(SIDES, SIDES, SIDES, st.sampled_from([(1, 1), (1, 1), (1, 2), (2, 3), (1, 8)]), st.integers(0, 99))
 @settings(deadline=None, max_examples=60)
 def test_a_product_is_the_integers(kernel, rows: int, depth: int, columns: int, bits, seed: int) -> None:
