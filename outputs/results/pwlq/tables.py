@@ -71,7 +71,7 @@ def main() -> None:
         common = [row for row in here if row["bits"] in ("", "w3a8", "w4a8", "w6a8", "w8a8")]
         usual = [row for row in common if (row["range"], row["variant"], row["clip"]) in USUAL]
         write(name, [run_of(row) for row in usual], "bits", title)
-    for name in ("resnet20_v1", "resnet20_short"):
+    for name in ("resnet20_v1", "resnet20_short", "mobilenet_v2_cifar"):
         weights, title = NETWORKS[name]
         here = [row for row in every if row["weights"] == weights and row["scope"] != "layer"]
         one_shot = [row for row in here if row["quantizer"] in ("none", "uniform", "aciq", "omse", "pwlq")]
