@@ -14,7 +14,7 @@ from qexp.commands import eval as evaluation
 from qexp.commands import ptq, status, table, train
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, DataError
-from qexp.jobs.preflight import run_of
+from qexp.jobs.preflight import planned_run
 from qexp.lit.checkpoint import read_checkpoint
 from qexp.models.torchvision_models import classifier
 from qexp.report.across import across_table
@@ -196,9 +196,10 @@ def test_weights_that_are_no_numbers_are_refused(config, trained, tmp_path):
 
 
 def test_a_sweep_looks_before_it_starts(config):
-    assert run_of(config("bits=4")) == ptq.plan(config("bits=4")).run_id
+    planned = planned_run(config("bits=4"))
+    assert planned is not None and planned.run_id == ptq.plan(config("bits=4")).run_id
     with pytest.raises(ConfigError, match="bits=1 is not supported"):
-        run_of(config("quantizer=pwlq", "bits=1"))
+        planned_run(config("quantizer=pwlq", "bits=1"))
 
 
 @pytest.mark.slow
