@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 
 IMPORTED_BY_OTHERS = {
     "tensorboard": "torch.utils.tensorboard and Lightning's logger import it",
-    "ninja": "torch.utils.cpp_extension runs its program",
 }
 
 

@@ -1,42 +1,41 @@
-"""The C++ kernel: built by torch's extension loader on first use, kept in the user's cache folder."""
+"""The C++ kernel: compiled on first use, a few seconds, and kept in the user's cache folder."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
+import platform
+import shlex
 import shutil
-import sysconfig
-import warnings
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from qexp.errors import ConfigError
 from qexp.paths import cache_folder
+from qexp.xnor.kernel import Kernel
 
-SOURCES = ("kernel.cpp", "binding.cpp")
-_FOLDER = Path(__file__).parent
+SOURCE = Path(__file__).parent / "kernel.cpp"
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
 
 
 class NoCompilerError(ConfigError):
     """The kernel cannot be built here; the message says what is missing."""
 
 
-def build_folder() -> Path:
-    """Return where this kernel's build is kept: one folder for each version of its sources and of torch."""
-    content = b"".join((_FOLDER / name).read_bytes() for name in ("kernel.h", *SOURCES))
-    version = hashlib.sha256(content + torch.__version__.encode()).hexdigest()[:12]
-    return cache_folder() / f"xnor-{version}"
+def library() -> Path:
+    """Return where the built kernel is kept: one file for each version of its source and kind of machine."""
+    content = SOURCE.read_bytes() + f"{FLAGS} {sys.platform} {platform.machine()}".encode()
+    return cache_folder() / f"xnor-{hashlib.sha256(content).hexdigest()[:12]}.so"
 
 
-def native() -> Any:
-    """Return the built kernel's module; the first call builds it, half a minute or so.
+def native() -> Kernel:
+    """Return the kernel; the first call of all builds it.
 
     Raises:
-        NoCompilerError: no C++ compiler or no ninja here, or the compiler fails.
+        NoCompilerError: no C++ compiler here, or it fails.
     """
     found = built()
     if isinstance(found, NoCompilerError):
@@ -45,50 +44,36 @@ def native() -> Any:
 
 
 @functools.cache
-def built() -> Any:
-    """Return the kernel's module, or the error why there is none: a second attempt would end in the same."""
+def built() -> Kernel | NoCompilerError:
+    """Return the kernel, or the error why there is none: a second attempt would end in the same."""
+    file = library()
     try:
-        return _build()
+        if not file.exists():
+            _build(file)
+        return Kernel(file)
     except NoCompilerError as error:
         return error
+    except OSError as error:
+        return NoCompilerError(f"engine xnor: the kernel cannot be kept in {file.parent} or loaded: {error}")
 
 
-def _build() -> Any:
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+def _build(file: Path) -> None:
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(compiler[0]) is None:
         raise NoCompilerError(
-            f"engine xnor: no C++ compiler here ({compiler}); install g++ or clang, or name one in CXX. Without it"
-            " products are taken by torch: the same numbers, slowly."
+            f"engine xnor: no C++ compiler here ({compiler[0]}); install g++ or clang, or name one in CXX."
+            " Without it products are taken by torch: the same numbers, slowly."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's loader, about compilers it has not tried
-        return _load(build_folder())
-
-
-def _load(folder: Path) -> Any:
-    # The import warns of a CUDA toolkit without a GPU, which nothing here needs.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils import cpp_extension
-
-    _let_ninja_be_found()
-    if not cpp_extension.is_ninja_available():
-        raise NoCompilerError("engine xnor: no ninja here, which builds the kernel; `pip install ninja`.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return cpp_extension.load(
-            "qexp_xnor",
-            [str(_FOLDER / name) for name in SOURCES],
-            extra_cflags=["-O3"],
-            extra_ldflags=["-pthread"],
-            build_directory=str(folder),
-        )
-    except (OSError, RuntimeError, ImportError) as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
-        raise NoCompilerError(f"engine xnor: the kernel cannot be built in {folder}: {lines[0][:200]}") from error
-
-
-def _let_ninja_be_found() -> None:
-    """Put this environment's programs on the path, ninja among them: an environment need not be activated."""
-    scripts, path = sysconfig.get_path("scripts"), os.environ.get("PATH", "")
-    if scripts not in path.split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([path, scripts])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place and then moved there: of two processes that build at once, neither loads half a file.
+    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        line = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode != 0:
+            said = [
+                line for line in done.stderr.splitlines() if "error" in line.lower()
+            ] or done.stderr.splitlines()
+            why = said[0][:200] if said else f"it ended with {done.returncode}"
+            raise NoCompilerError(f"engine xnor: {compiler[0]} cannot build the kernel: {why}")
+        made.replace(file)

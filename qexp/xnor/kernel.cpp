@@ -1,13 +1,18 @@
-// The packed product on a CPU: columns of the weights lie side by side, so that no sum is taken across a register.
-#include "kernel.h"
-
+// The packed product on a CPU, exclusive or and popcount on bits, or bytes times signs: columns of the weights lie side
+// by side, so that no sum is taken across a register. kernel.py calls what stands under `extern "C"`, and says the shapes.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,8 +22,39 @@
 #endif
 #define INLINE inline __attribute__((always_inline))
 
-namespace qexp {
 namespace {
+
+// A convolution's geometry; a linear layer is one of 1 x 1 pixels.
+struct Geometry {
+  int64_t images, height, width;           // of the input
+  int64_t out_height, out_width;           // of the output
+  int64_t kernel_height, kernel_width, stride_height, stride_width;
+  int64_t pad_top, pad_left, dilation_height, dilation_width;
+
+  int64_t pixels() const { return images * height * width; }
+  int64_t positions() const { return out_height * out_width; }
+  int64_t rows() const { return images * positions(); }
+  int64_t taps() const { return kernel_height * kernel_width; }
+};
+
+// One product. X[row, column] is the sum over planes i, j of 2^(i + j) popcount(activation plane i ^ weight plane j)
+// or, of bytes, minus the sum of byte times sign. The accumulator is base[row % base_rows, column] - 2 X.
+struct Problem {
+  Geometry geometry;
+  const uint8_t* activations;    // [planes][pixels][unit bytes]; outside the image every bit counts as 0
+  int64_t activation_planes, unit;  // unit: bytes of one pixel, a multiple of 8 unless `bytes`
+  const uint64_t* weights;       // [planes][blocks of 64 columns][2 halves][words][32 columns]
+  int64_t weight_planes, columns;
+  bool bytes;                    // activations are bytes, weights masks: [blocks of 64][4 groups of 16][quads]
+  const int32_t* base;
+  int64_t base_rows;
+  int32_t* sums;                 // [rows][columns], or null where bits are wanted
+  uint64_t* bits;                // [rows][words of 64 columns]: accumulator >= threshold, turned where `flips` has a 1
+  const int32_t* thresholds;     // [columns padded to 64]
+  const uint64_t* flips;         // [words of 64 columns]
+};
+
+enum class Path { portable = 0, avx2 = 1, avx512 = 2 };
 
 constexpr int64_t kRows = 60;     // of a tile: a multiple of the micro kernel's rows
 constexpr int64_t kColumns = 64;  // of a tile: one word of packed output
@@ -33,7 +69,11 @@ void parallel(int64_t count, int threads, const Task& task) {
     for (int64_t index; (index = next.fetch_add(1)) < count;) task(index);
   };
   std::vector<std::thread> others;
-  for (int64_t other = 1; other < std::min<int64_t>(threads, count); ++other) others.emplace_back(work);
+  try {
+    for (int64_t other = 1; other < std::min<int64_t>(threads, count); ++other) others.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads for this process: those that began, and this one, do the work.
+  }
   work();
   for (auto& other : others) other.join();
 }
@@ -350,8 +390,6 @@ struct Worker {
   }
 };
 
-}  // namespace
-
 Path best_path() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -370,22 +408,6 @@ bool has_bytes() {
   return false;
 #endif
 }
-
-void product(const Problem& problem, Path path, int threads) {
-  const int64_t tiles = (problem.geometry.rows() + kRows - 1) / kRows;
-  const int64_t blocks = (problem.columns + kColumns - 1) / kColumns;
-  if (tiles == 0 || blocks == 0) return;
-  // Enough shares that threads end together; a share keeps its gathered rows over its blocks of columns.
-  const int64_t parts = std::min(blocks, std::max<int64_t>(1, (8 * threads + tiles - 1) / tiles));
-  parallel(tiles * parts, threads, [&](int64_t share) {
-    const int64_t tile = share / parts, part = share % parts;
-    const int64_t first = tile * kRows, count = std::min(kRows, problem.geometry.rows() - first);
-    Worker worker(problem, path);
-    worker.run(first, count, part * blocks / parts, (part + 1) * blocks / parts);
-  });
-}
-
-namespace {
 
 #if defined(__x86_64__)
 AVX512 uint64_t signs_of(const float* values, int64_t count) {
@@ -427,33 +449,6 @@ void each_word(int64_t rows, int64_t count, int threads, const Word& word) {
   });
 }
 
-}  // namespace
-
-void pack_signs(const float* values, int64_t rows, int64_t count, uint64_t* bits, int threads) {
-  auto pack = signs_of_any;
-#if defined(__x86_64__)
-  if (best_path() == Path::avx512) pack = signs_of;
-#endif
-  const int64_t words = (count + 63) / 64;
-  each_word(rows, count, threads, [&](int64_t row, int64_t index, int64_t elements) {
-    bits[row * words + index] = pack(values + row * count + index * 64, elements);
-  });
-}
-
-void pack_codes(const uint8_t* codes, int64_t rows, int64_t count, int planes, uint64_t* bits, int threads) {
-  auto pack = plane_of_any;
-#if defined(__x86_64__)
-  if (best_path() == Path::avx512) pack = plane_of;
-#endif
-  const int64_t words = (count + 63) / 64;
-  each_word(rows, count, threads, [&](int64_t row, int64_t index, int64_t elements) {
-    for (int plane = 0; plane < planes; ++plane)
-      bits[(plane * rows + row) * words + index] = pack(codes + row * count + index * 64, elements, plane);
-  });
-}
-
-namespace {
-
 void quantize_any(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes) {
   for (int64_t element = 0; element < count; ++element) {
     const float level = std::nearbyint((values[element] - lowest) / step);
@@ -478,7 +473,64 @@ AVX512 void quantize_avx512(const float* values, int64_t count, float lowest, fl
 
 }  // namespace
 
-void quantize(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes, int threads) {
+extern "C" {
+
+// Asks for large pages: else a fifth of a large product's time goes into page faults. A wish: it may fail.
+void qexp_wish_large_pages(void* memory, int64_t size) {
+#if defined(__linux__)
+  const size_t page = size_t(1) << 21, place = reinterpret_cast<size_t>(memory);
+  const size_t start = (place + page - 1) / page * page, end = (place + size_t(size)) / page * page;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
+// What the processor runs: a `Path`.
+int qexp_best_path() { return static_cast<int>(best_path()); }
+
+int qexp_has_bytes() { return has_bytes() ? 1 : 0; }
+
+void qexp_product(const Problem* given, int path, int threads) {
+  const Problem& problem = *given;
+  const int64_t tiles = (problem.geometry.rows() + kRows - 1) / kRows;
+  const int64_t blocks = (problem.columns + kColumns - 1) / kColumns;
+  if (tiles == 0 || blocks == 0) return;
+  // Enough shares that threads end together; a share keeps its gathered rows over its blocks of columns.
+  const int64_t parts = std::min(blocks, std::max<int64_t>(1, (8 * threads + tiles - 1) / tiles));
+  parallel(tiles * parts, threads, [&](int64_t share) {
+    const int64_t tile = share / parts, part = share % parts;
+    const int64_t first = tile * kRows, count = std::min(kRows, problem.geometry.rows() - first);
+    Worker worker(problem, static_cast<Path>(path));
+    worker.run(first, count, part * blocks / parts, (part + 1) * blocks / parts);
+  });
+}
+
+// Bit 1 where the value is at least 0.
+void qexp_pack_signs(const float* values, int64_t rows, int64_t count, uint64_t* bits, int threads) {
+  auto pack = signs_of_any;
+#if defined(__x86_64__)
+  if (best_path() == Path::avx512) pack = signs_of;
+#endif
+  const int64_t words = (count + 63) / 64;
+  each_word(rows, count, threads, [&](int64_t row, int64_t index, int64_t elements) {
+    bits[row * words + index] = pack(values + row * count + index * 64, elements);
+  });
+}
+
+// codes [rows][count] -> bits [planes][rows][words]; bit e of word w is element 64 w + e, 0 behind the last one.
+void qexp_pack_codes(const uint8_t* codes, int64_t rows, int64_t count, int planes, uint64_t* bits, int threads) {
+  auto pack = plane_of_any;
+#if defined(__x86_64__)
+  if (best_path() == Path::avx512) pack = plane_of;
+#endif
+  const int64_t words = (count + 63) / 64;
+  each_word(rows, count, threads, [&](int64_t row, int64_t index, int64_t elements) {
+    for (int plane = 0; plane < planes; ++plane)
+      bits[(plane * rows + row) * words + index] = pack(codes + row * count + index * 64, elements, plane);
+  });
+}
+
+// The nearest level of each value, round((value - lowest) / step) from 0 to `highest`, as torch computes it.
+void qexp_quantize(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes, int threads) {
   auto take = quantize_any;
 #if defined(__x86_64__)
   if (best_path() == Path::avx512) take = quantize_avx512;
@@ -490,10 +542,11 @@ void quantize(const float* values, int64_t count, float lowest, float step, int 
   });
 }
 
-double popcount_rate(Path path, int threads, double seconds) {
+// Bits a second that xor, popcount and add alone take, on the best path.
+double qexp_popcount_rate(int threads, double seconds) {
   constexpr int64_t words = 64;
   std::vector<uint64_t> rows(kMicroRows * words, 0x5555555555555555), block(words * kColumns, 0x3333333333333333);
-  const Instructions use = instructions(path);
+  const Instructions use = instructions(best_path());
   std::atomic<int64_t> runs{0};
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
@@ -507,4 +560,4 @@ double popcount_rate(Path path, int threads, double seconds) {
   return double(runs.load()) * kMicroRows * kColumns * words * 64 / passed;
 }
 
-}  // namespace qexp
+}  // extern "C"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qexp.quantizers.image import ImageGrid
+from qexp.xnor.kernel import Kernel
 from qexp.xnor.packing import BLOCK, byte_masks, pack_bits, pack_planes, panels, unpack_bits
 
 BYTES_FROM = 3
@@ -136,14 +137,14 @@ class NativeProduct(TorchProduct):
 
     name = "native"
 
-    def __init__(self, kernel: Any, path: int = -1) -> None:
+    def __init__(self, kernel: Kernel, path: int = -1) -> None:
         self.kernel = kernel
         self.path = path
 
     def weight(self, words: Tensor, channels: int, activation_bits: int) -> PackedWeight:
         """See `TorchProduct`; these are in the kernel's order."""
         planes, outputs = words.shape[:2]
-        bytes_ = planes == 1 and activation_bits >= BYTES_FROM and self.path < 0 and self.kernel.has_bytes()
+        bytes_ = planes == 1 and activation_bits >= BYTES_FROM and self.path < 0 and self.kernel.has_bytes
         if bytes_:
             prepared = byte_masks(unpack_bits(words[0], channels).flatten(1))
         else:
@@ -165,9 +166,7 @@ class NativeProduct(TorchProduct):
 
     def sums(self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor) -> Tensor:
         """See `TorchProduct`; of bytes, base + 2 sum of byte times sign."""
-        return self.kernel.product(
-            activations, weight.prepared, weight.outputs, base, list(geometry), None, None, self.path
-        )
+        return self.kernel.product(activations, weight.prepared, weight.outputs, base, geometry, path=self.path)
 
     def reached(
         self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor, limits: Limits
@@ -176,7 +175,7 @@ class NativeProduct(TorchProduct):
         least = F.pad(limits.least, (0, -len(limits.least) % BLOCK))
         flips = pack_bits(limits.turned)
         return self.kernel.product(
-            activations, weight.prepared, weight.outputs, base, list(geometry), least, flips, self.path
+            activations, weight.prepared, weight.outputs, base, geometry, least, flips, self.path
         ).unsqueeze(0)
 
 

@@ -238,8 +238,19 @@ def test_a_damaged_or_foreign_packed_checkpoint(tmp_path: Path, product: TorchPr
         load_packed(tmp_path / "none")
 
 
-def test_without_a_compiler_torch_computes_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
+@pytest.mark.parametrize(
+    ("compiler", "why"),
+    [
+        ("no-such-compiler", "no C++ compiler here (no-such-compiler); install g++ or clang"),
+        ("c++ --no-such-flag", "c++ cannot build the kernel: "),
+        ("false", "false cannot build the kernel: it ended with 1"),
+    ],
+)
+def test_without_a_compiler_torch_computes_and_one_line_says_so(
+    compiler: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("QEXP_CACHE", str(tmp_path))
     extension.built.cache_clear()
     said: list[str] = []
     try:
@@ -248,10 +259,22 @@ def test_without_a_compiler_torch_computes_and_one_line_says_so(monkeypatch: pyt
         extension.built.cache_clear()
     assert product.name == "torch"
     assert len(said) == 1
-    assert "no C++ compiler here (no-such-compiler); install g++ or clang" in said[0]
+    assert why in said[0]
     assert "\n" not in said[0]
+    assert not list(tmp_path.iterdir())
     fake = mlp()
     assert prove(make_engine(fake, product), fake, batches(count=5)).holds
+
+
+def test_a_kernel_that_is_built_needs_no_compiler(product: TorchProduct, monkeypatch: pytest.MonkeyPatch) -> None:
+    if product.name != "native":
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    extension.built.cache_clear()
+    try:
+        assert products(pytest.fail).name == "native"
+    finally:
+        extension.built.cache_clear()
 
 
 def test_layers_fused_with_batch_norm_and_sign_give_the_same_bits(product: TorchProduct) -> None:

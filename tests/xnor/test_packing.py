@@ -27,7 +27,7 @@ def kernel():
 
 def products(kernel) -> list[TorchProduct]:
     """Torch's product, the kernel's best, and each of its paths that this processor runs."""
-    return [TorchProduct(), *(NativeProduct(kernel, path) for path in range(-1, kernel.best_path() + 1))]
+    return [TorchProduct(), *(NativeProduct(kernel, path) for path in range(-1, kernel.best_path + 1))]
 
 
 def random_codes(seed: int, bits: int, *shape: int) -> torch.Tensor:
@@ -133,7 +133,31 @@ def test_a_convolution_is_the_integers_where_the_padding_is_corrected(
 
 
 def test_shapes_that_do_not_fit_are_refused_and_not_read(kernel) -> None:
-    product = NativeProduct(kernel)
-    weight = product.weight(pack_planes(random_codes(0, 1, 5, 1, 70), 1), 70, 1)
-    with pytest.raises(RuntimeError, match="shape"):
-        product.sums(torch.zeros(1, 3, 1, dtype=torch.int64), weight, linear_geometry(3), torch.zeros(1, 5).int())
+    weight = NativeProduct(kernel).weight(pack_planes(random_codes(0, 1, 5, 1, 70), 1), 70, 1).prepared
+    words, base, geometry = torch.zeros(1, 3, 2).long(), torch.zeros(1, 5).int(), linear_geometry(3)
+    least, flips = torch.zeros(64).int(), torch.zeros(1).long()
+    assert kernel.product(words, weight, 5, base, geometry, least, flips).shape == (3, 1)
+    for wrong, name in (
+        ((words[:, :, :1].contiguous(), weight, 5, base, geometry), "weights"),
+        ((words[:, :2].contiguous(), weight, 5, base, geometry), "activations"),
+        ((words[:, ::2], weight, 5, base, geometry), "activations"),
+        ((words.int(), weight, 5, base, geometry), "activations"),
+        ((words.to("meta"), weight, 5, base, geometry), "activations"),
+        ((words, weight, 70, torch.zeros(1, 70).int(), geometry), "weights"),
+        ((words, weight, 5, base[:0], geometry), "base"),
+        ((words, weight, 5, base.long(), geometry), "base"),
+        ((words, weight, 5, base, geometry[:12]), "geometry"),
+        ((words, weight, 5, base, geometry._replace(stride_width=0)), "geometry"),
+        ((words, weight, 5, base, geometry._replace(images=-3, out_height=-1)), "activations"),
+        ((words, weight, 5, base, geometry, least[:5], flips), "thresholds"),
+        ((words, weight, 5, base, geometry, least, flips[:0]), "flips"),
+        ((words, weight, 5, base, geometry, None, None, kernel.best_path + 1), "path"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            kernel.product(*wrong)
+    with pytest.raises(ValueError, match="values"):
+        kernel.pack_signs(torch.zeros(3))
+    with pytest.raises(ValueError, match="planes"):
+        kernel.pack_codes(torch.zeros(1, 3, dtype=torch.uint8), 9)
+    with pytest.raises(ValueError, match="highest"):
+        kernel.quantize(torch.zeros(3), 0.0, 1.0, 256)
