@@ -135,9 +135,9 @@ def assert_every_sample_counts_once(config: Config, checkpoint: dict, metrics: d
         assert metrics[f"{prefix}_loss"] == pytest.approx(again[f"{prefix}_loss"], abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("end", "raised", "step"),
-    [("SIGKILL", TrainingError, 5), pytest.param("SIGTERM", Interrupted, None, marks=pytest.mark.long)],
+    ("end", "raised", "step"), [("SIGKILL", TrainingError, 5), ("SIGTERM", Interrupted, None)]
 )
 def test_two_processes_that_are_killed_or_stopped_go_on_bit_for_bit(job, monkeypatch, end, raised, step):
     whole = job("whole")

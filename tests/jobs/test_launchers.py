@@ -29,17 +29,25 @@ def launcher(request: pytest.FixtureRequest) -> str:
     return name
 
 
-under = pytest.mark.parametrize("launcher", NAMES, indirect=True)
+under = pytest.mark.parametrize(
+    "launcher",
+    ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit_local", "ray"))],
+    indirect=True,
+)
+"""The first in every run of the tests; the others, a minute each, where they are asked for by hand (-m long)."""
 
 
-def start(folder: Path, launcher: str, *words: str, **options: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "qexp", "train", "-m", f"hydra/launcher={launcher}", *words]
+def typed(launcher: str, *words: str) -> list[str]:
     small = ["model.hidden=[8]", "trainer.progress=false"]
     limits = {"joblib": ["hydra.launcher.n_jobs=2"], "ray": ["hydra.launcher.ray.init.num_cpus=2"]}
     limits["submitit_local"] = ["hydra.sweeper.max_batch_size=2"]
+    return ["-m", f"hydra/launcher={launcher}", *words, *small, *limits.get(launcher, [])]
+
+
+def start(folder: Path, launcher: str, *words: str, **options: object) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        [*line, *small, *limits.get(launcher, [])],
+        [sys.executable, "-m", "qexp", "train", *typed(launcher, *words)],
         cwd=folder,
         env={**environment, **options.pop("env", {})},  # type: ignore[dict-item]
         stdout=subprocess.PIPE,
@@ -76,7 +84,9 @@ def only_run(folder: Path) -> Run:
 
 @pytest.mark.slow
 @under
-def test_a_sweep_with_twins_and_failures_typed_twice(launcher: str, tmp_path: Path) -> None:
+def test_a_sweep_with_twins_and_failures_typed_twice(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Jobs 1 and 2 are one run: the cadence of checkpoints decides no result. Jobs 3 and 4 have no meaning.
     words = ["epochs=1", "bits=2,9", "trainer.checkpoint_minutes=5,6", "layers.'fc*1'.quantizer=dorefa"]
     code, printed, errors = sweep(tmp_path, launcher, *words)
@@ -91,22 +101,19 @@ def test_a_sweep_with_twins_and_failures_typed_twice(launcher: str, tmp_path: Pa
     assert run.environment["threads"] == max(1, launchers.cores() // 2) or launcher == "ray"
     before = (run.path / "result.json").stat().st_mtime_ns
 
-    code, printed, errors = sweep(tmp_path, launcher, *words)
-    assert code == 1, errors
-    assert {"1 skipped", "2 failed"} == counts(printed)
+    monkeypatch.chdir(tmp_path)
+    assert hydra_app.main("train", typed(launcher, *words)) == 1
+    assert {"1 skipped", "2 failed"} == counts(capsys.readouterr().out)
     assert (run.path / "result.json").stat().st_mtime_ns == before
 
 
-# The others are asked for by hand (-m long): each takes a minute, and under Ray, on a busy machine, the summary
-# lacked the signal once in two.
+# Under Ray, on a busy machine, the summary lacked the signal once in two.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    ["joblib", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit_local", "ray"))],
-    indirect=True,
-)
-def test_ctrl_c_leaves_checkpoints_that_go_on(launcher: str, tmp_path: Path) -> None:
-    words = ["epochs=2000", "seed=0,1,2,3", "trainer.compile=false"]
+@under
+def test_ctrl_c_leaves_checkpoints_that_go_on(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["epochs=2000", "seed=0,1,2", "trainer.compile=false"]
     process = start(tmp_path, launcher, *words, start_new_session=True)
     wait_for(tmp_path, "outputs/train/*/metrics.csv")
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the launcher's processes too
@@ -118,9 +125,9 @@ def test_ctrl_c_leaves_checkpoints_that_go_on(launcher: str, tmp_path: Path) -> 
     stopped = [run for run in find_runs(tmp_path) if (run.path / "last.ckpt").exists()]
     assert stopped
     assert {run.status for run in find_runs(tmp_path)} == {"interrupted"}
-    again = start(tmp_path, "basic", *words, "--dry-run")
-    printed, _ = again.communicate(timeout=120)
-    assert printed.count("resume  outputs") == len(stopped)
+    monkeypatch.chdir(tmp_path)
+    assert hydra_app.main("train", typed("basic", *words, "--dry-run")) == 0
+    assert capsys.readouterr().out.count("resume  outputs") == len(stopped)
     assert not list(tmp_path.glob("outputs/.sweep-*"))
 
 
