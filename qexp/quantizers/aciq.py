@@ -32,7 +32,7 @@ class ACIQWeight(Quantizer):
         clip: `none`, the range of the weights (what the paper's tables of weights are said to use); `laplace` or
             `gauss`, symmetric about the mean where that density's expected error is least.
         allocate: give each channel its own number of bits, 0 to 8, with `bits` as their mean (equation 11), and
-            clip it for these; needs scope=channel.
+            clip it for these. `auto`: with scope=channel, which it needs.
 
     Raises:
         ConfigError: a value that is none of these.
@@ -54,13 +54,16 @@ class ACIQWeight(Quantizer):
         *,
         scope: Literal["layer", "channel"] = "channel",
         clip: Literal["none", "laplace", "gauss"] = "none",
-        allocate: bool = False,
+        allocate: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(bits, site, rounding)
         refuse_other("clip", clip, CLIPS)
-        if allocate and scope != "channel":
+        if not isinstance(allocate, bool):
+            refuse_other("allocate", allocate, ("auto",))
+        elif allocate and scope != "channel":
             refuse_other("scope", scope, ("channel",))
-        self.scope, self.clip, self.allocate = scope, clip, allocate
+        self.scope, self.clip = scope, clip
+        self.allocate = scope == "channel" if allocate == "auto" else bool(allocate)
         shape = range_shape(scope, site)
         self.register_buffer("low", torch.full(shape, torch.nan))
         self.register_buffer("high", torch.full(shape, torch.nan))

@@ -80,7 +80,7 @@ def test_from_a_float_run_to_a_record(config, trained, capsys):
         ["quantizer=adaround", "bits=3", "quantizer.weight.iterations=20"],
         ["quantizer=dfq", "bits=6"],
         ["quantizer=omse", "bits=4", "calibration.bias_correction=empirical", "calibration.equalize=true"],
-        ["quantizer=aciq", "bits=4", "observer=aciq", "quantizer.weight.allocate=true"],
+        ["quantizer=aciq", "bits=4", "observer=aciq"],
     ],
 )
 def test_eval_loads_it_and_gives_the_same(config, words):

@@ -99,7 +99,7 @@ def test_clipping_by_squared_error_is_never_worse_and_a_percentile_cuts_its_shar
 @pytest.mark.parametrize(("clip", "level"), [("laplace", laplace_clip), ("gauss", gauss_clip)])
 def test_aciq_clips_about_the_mean(clip, level):
     x = weights()
-    quantizer = ACIQWeight(4, site(x), clip=clip)
+    quantizer = ACIQWeight(4, site(x), clip=clip, allocate=False)
     quantizer.fit_weights(x)
     mean = x.mean(1, keepdim=True)
     scale = (x - mean).abs().mean(1, keepdim=True) if clip == "laplace" else x.std(1, correction=0, keepdim=True)
@@ -116,13 +116,15 @@ def test_equation_11_and_its_mean():
         assert abs(float(given.mean()) - bits) <= 1 / 32
         order = reach.argsort()
         assert (given[order].diff() >= 0).all(), "a wider range never gets fewer bits"
-    wide, narrow = allocated_bits(torch.tensor([8.0, 1.0]), 4).tolist()
-    assert wide - narrow == 2, "eight times the range: log2(8^(2/3))"
+    for ratio in (8, 64):  # the bins go as the range to the power of 2/3
+        wide, narrow = allocated_bits(torch.tensor([float(ratio), 1.0]), 4).tolist()
+        assert wide - narrow == {8: 2, 64: 4}[ratio]
 
 
 def test_allocation_lowers_the_error_at_the_same_mean():
     x = weights(32)
-    plain, allocated = (ACIQWeight(4, site(x), allocate=choice) for choice in (False, True))
+    plain, allocated = (ACIQWeight(4, site(x), allocate=choice) for choice in (False, "auto"))
+    assert not ACIQWeight(4, site(x), scope="layer").allocate
     assert error(allocated, x).mean() < error(plain, x).mean()
     assert float(allocated.fitted()["bits"].mean()) == pytest.approx(4, abs=1 / 16)
     assert torch.equal(allocated.codes(x).decode(), allocated(x))
@@ -218,6 +220,7 @@ def test_activations_follow_what_was_seen(signed):
         (lambda x: UniformWeight(4, site(x), scope="element"), "scope=element"),
         (lambda x: UniformWeight(4, site(x), gamma=0.5), "gamma=0.5"),
         (lambda x: ACIQWeight(4, site(x), scope="layer", allocate=True), "scope=layer"),
+        (lambda x: ACIQWeight(4, site(x), allocate="some"), "allocate=some"),
         (lambda x: PWLQWeight(4, site(x), breakpoints=4), "breakpoints=4"),
         (lambda x: PWLQWeight(4, site(x), breakpoints=2, search="grid"), "search=grid is for one breakpoint"),
         (lambda x: PWLQWeight(4, site(x), breakpoints=2, search="gauss", overlap=True), "overlap=true"),
@@ -240,7 +243,7 @@ def test_a_channel_with_its_own_bits_is_clipped_for_these(clip, bits):
     assert len(widths.unique()) > 2
     for width in widths.unique().int().tolist():
         rows = x[widths == width]
-        alone = ACIQWeight(max(width, 1), site(rows), clip=clip)
+        alone = ACIQWeight(max(width, 1), site(rows), clip=clip, allocate=False)
         alone.fit_weights(rows)
         if width:
             torch.testing.assert_close(quantizer(x)[widths == width], alone(rows))
