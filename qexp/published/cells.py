@@ -45,6 +45,12 @@ TO_FRACTION = {"fraction": 1.0, "percent": 0.01, "points": 0.01}
 COMMANDS = ("train", "ptq")
 """What makes the runs of a paper."""
 
+SPREADS = ("paper", "ours")
+"""Where an artefact's spread is from: the paper's own numbers, or a choice of this project."""
+
+BOUNDS = ("", "at_most")
+"""What a value claims of the runs: to be it, or to be no more."""
+
 _CELL_KEYS = {"printed", "reading", "how", "note"}
 
 
@@ -69,6 +75,7 @@ class Cell:
         command: of `COMMANDS`, which makes the runs.
         statistic: of `STATISTICS`, what the value is of its runs.
         baseline: of a degradation: what the run that it is taken against must be; empty for the float network.
+        bound: of `BOUNDS`; a row's.
     """
 
     paper: str
@@ -92,6 +99,7 @@ class Cell:
     command: str = "train"
     printed: str = ""
     statistic: str = "mean"
+    bound: str = ""
 
     @property
     def comparable(self) -> float:
@@ -104,9 +112,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Artefact:
-    """One table or figure: its cells, and `spread`, the paper's own run-to-run spread in units of the metric.
+    """One table or figure: its cells, and `spread`, how far runs may be from them, in units of the metric.
 
-    `figure` is one of `FIGURES`, `command` of `COMMANDS`; `experiment` makes its runs.
+    `spread_from`, of `SPREADS`, tells whether that is the paper's own run-to-run spread. `figure` is one of
+    `FIGURES`, `command` of `COMMANDS`; `experiment` makes its runs.
     """
 
     paper: str
@@ -120,6 +129,7 @@ class Artefact:
     experiment: str
     figure: str = "cells"
     command: str = "train"
+    spread_from: str = SPREADS[0]
 
     @property
     def full_name(self) -> str:
@@ -154,6 +164,9 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             experiment=_experiment(plain, name, body),
             figure=_one_of(body.get("figure", "cells"), FIGURES, f"{plain['paper']}/{name}: figure"),
             command=_command(plain),
+            spread_from=_one_of(
+                body.get("spread_from", SPREADS[0]), SPREADS, f"{plain['paper']}/{name}: spread_from"
+            ),
         )
     return artefacts
 
@@ -190,6 +203,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},
                 command=_command(plain),
                 statistic=_one_of(entry.get("statistic", STATISTICS[0]), STATISTICS, f"{where}: statistic"),
+                bound=_one_of(entry.get("bound", ""), BOUNDS, f"{where}: bound"),
                 printed=characters(detail["printed"] if detail.get("reading") is None else detail["reading"]),
             )
 

@@ -38,6 +38,10 @@ def test_the_relaxation():
     assert h.min() == 0 and h.max() == 1 and (h.diff() >= 0).all()
     inside = (h > 0) & (h < 1)
     torch.testing.assert_close(inverse(h[inside]), v[inside])
+    # The sigmoid stretched from -0.1 to 1.1: 1.2 / (1 + 1/e) - 0.1 at 1.
+    torch.testing.assert_close(rectified_sigmoid(torch.tensor(1.0)), torch.tensor(0.7772703))
+    quarter = torch.tensor([0.25])  # 1 - |2 h - 1|^beta
+    assert (float(rounding_penalty(quarter, 2.0)), float(rounding_penalty(quarter, 4.0))) == (0.75, 0.9375)
     assert rounding_penalty(torch.tensor([0.0, 1.0]), 2.0) == 0 and rounding_penalty(torch.tensor([0.5]), 2.0) == 1
     betas = [annealed(index / 10) for index in range(11)]
     assert betas == sorted(betas, reverse=True) and (betas[0], betas[-1]) == (20.0, 2.0)

@@ -24,6 +24,14 @@ def test_by_hand() -> None:
         layer_energy(1, 1, 1, 1, 1, cache=64)
 
 
+def test_the_printed_energies() -> None:
+    assert MULTIPLY_PJ == {"int8": 0.2, "int32": 3.1, "float16": 1.1, "float32": 3.7}
+    assert ADD_PJ == {"int8": 0.03, "int32": 0.1, "float16": 0.4, "float32": 0.9}
+    by_cache = [layer_energy(0, 0, 1, 64, 8, cache=size).activations for size in (2**13, 2**15, 2**20)]
+    assert by_cache == [80.0, 160.0, 800.0]
+    assert layer_energy(0, 640, 1, 0, 1).weights == (13_000.0, 26_000.0)
+
+
 def test_there_are_at_most_256_filters_of_3_x_3_up_to_sign() -> None:
     every = [[bool(code >> bit & 1) for bit in range(9)] for code in range(512)]
     assert unique_filters(every) == 0.5

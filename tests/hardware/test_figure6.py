@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qexp.hardware.figure6 import fit, left_out, points, throughput
+from qexp.hardware.mac import figure6
 from qexp.hardware.system import USABLE_MEMORY, Layer, Machine, estimate
 
 LayersOf = Callable[[str], list[Layer]]
@@ -15,6 +16,17 @@ LayersOf = Callable[[str], list[Layer]]
 @pytest.fixture(scope="module")
 def resnet50(layers_of: LayersOf) -> list[Layer]:
     return layers_of("resnet50")
+
+
+def test_the_throughputs_are_those_of_the_figure() -> None:
+    # 16, 8, 4 and 2 bits at no limit, 64 and 32 GB/s, typed once more.
+    typed = {
+        math.inf: [1008, 2006, 3672, 6215],
+        64: [813, 1838, 3625, 6136],
+        32: [561, 1384, 3432, 6051],
+    }
+    assert {bandwidth: list(row.values()) for bandwidth, row in figure6()["throughput"].items()} == typed
+    assert all(list(row) == [16, 8, 4, 2] for row in figure6()["throughput"].values())
 
 
 def test_the_stored_constant_is_the_fitted_one(resnet50: list[Layer]) -> None:

@@ -44,6 +44,16 @@ def test_the_logarithmic_form_uses_its_codes(bits: int) -> None:
         assert ((row == 0) | (row.sign() == real.sign())).all()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_the_logarithmic_form_has_all_its_powers(bits: int) -> None:
+    powers = 2.0 ** -torch.arange(2 ** (bits - 1) - 1)  # as many as codes are left beside sign and zero
+    below = powers[-1:] / 2
+    gradient = torch.cat([powers, below]).unsqueeze(0)
+    for noise, last in ((0.5, 0.0), (-0.5, float(powers[-1]))):  # half of the smallest goes down or up
+        found = log_gradient(gradient, bits, torch.full_like(gradient, noise))[0]
+        assert torch.equal(found[:-1], powers) and found[-1] == last
+
+
 @pytest.mark.parametrize("quantize", [dorefa_gradient, log_gradient])
 def test_the_mean_is_the_gradient(quantize) -> None:
     """Within 5 standard errors for every element, by a fixed seed; DoReFa's form clips the largest."""

@@ -49,6 +49,17 @@ def test_the_scaled_gradient_agrees_with_the_table_and_is_bounded():
     assert 40 < moved < 60
 
 
+def test_the_scaled_gradient_by_hand():
+    """Step 2: the slope is the difference over 1.5, in parts of the step's own error; clipped at 1."""
+    for errors, expected in (
+        ((1.0, 2.0, 1.6), 4 * (0.6 / 1.5) / 2.0),
+        ((0.5, 2.0, 8.0), 4.0),
+        ((8.0, 2.0, 0.5), -4.0),
+    ):
+        found = scaled_simulated_gradient(torch.tensor(2.0), *map(torch.tensor, errors))
+        assert found.item() == pytest.approx(expected)
+
+
 def test_descent_ends_at_the_lowest_error():
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     for start in (0.01, 3.0):

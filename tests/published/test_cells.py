@@ -32,6 +32,111 @@ def test_every_cell_has_a_source_and_a_possible_value(cell: Any) -> None:
         assert 0.0 < cell.comparable < 1.0
 
 
+@pytest.mark.parametrize("name", [name for name in artefact_names() if not name.startswith("pact/fig6")])
+def test_whatever_a_run_is_judged_by_names_its_data(name: str) -> None:
+    for cell in load_artefact(name).cells:
+        assert not cell.keys or "dataset" in {*cell.keys, *cell.recipe} or cell.run.startswith("recipe="), cell
+
+
+# Typed once more, for what was never seen on the page: (value, how) by artefact, row and column.
+NOT_SEEN = {
+    "imagenet": {
+        "Float": {"AlexNet": (56.6, "from_memory"), "GoogLeNet": (71.6, "from_memory")},
+        "Binary (QNN)": {"AlexNet": (41.8, "second_hand")},
+        "XNOR-Net": {"AlexNet": (44.2, "second_hand")},
+        "1-bit weights, 2-bit activations": {"AlexNet": (51.03, "second_hand")},
+        "4 bits": {"GoogLeNet": (66.6, "second_hand")},
+        "4 bits, 6-bit gradients": {"GoogLeNet": (66.4, "second_hand")},
+    },
+    "imagenet_top5": {
+        "Float": {"AlexNet": (80.2, "from_memory"), "GoogLeNet": (91.2, "from_memory")},
+        "Binary (QNN)": {"AlexNet": (67.1, "second_hand")},
+        "1-bit weights, 2-bit activations": {"AlexNet": (73.67, "from_memory")},
+        "4 bits": {"GoogLeNet": (83.4, "from_memory")},
+        "4 bits, 6-bit gradients": {"GoogLeNet": (83.1, "from_memory")},
+    },
+    "ptb": {
+        "Float": {"LSTM": (97, "second_hand")},
+        "2-bit weights, 3-bit activations": {"LSTM": (220, "from_memory")},
+        "3-bit weights, 4-bit activations": {"LSTM": (110, "from_memory")},
+        "4 bits": {"LSTM": (100, "second_hand")},
+    },
+    "ptb_characters": {
+        "Float": {"RNN": (1.05, "from_memory")},
+        "3-bit weights, 3-bit activations": {"RNN": (1.81, "from_memory")},
+        "2-bit weights, 4-bit activations": {"RNN": (1.67, "from_memory")},
+        "3-bit weights, 4-bit activations": {"RNN": (1.11, "from_memory")},
+        "4 bits": {"RNN": (1.05, "from_memory")},
+    },
+}
+
+
+def test_what_was_never_seen_says_so() -> None:
+    found: dict[str, Any] = {}
+    for cell in CELLS:
+        if cell.how in ("second_hand", "from_memory") and cell.paper != "lsq":
+            rows = found.setdefault(cell.artefact, {})
+            rows.setdefault(cell.row, {})[cell.column] = (cell.value, cell.how)
+            assert cell.paper == "qnn"
+    assert found == NOT_SEEN
+
+
+# The sums of rows or of all cells, added by hand.
+SUMS = {
+    "lsq/table1": {
+        "ResNet18": 350.5, "ResNet34": 367.3, "ResNet50": 379.9, "ResNet101": 388.2, "ResNet152": 391.0,
+        "VGG16 with batch norm": 365.7, "SqueezeNext-23-2x": 318.7,
+    },
+    "lsq/table1_top5": {"ResNet18": 446.7, "ResNet34": 457.0, "ResNet50": 464.2},
+    "lsq/distillation": {"ResNet18": 138.5, "ResNet34": 146.7, "ResNet50": 229.1},
+    "lsq/gradient_scale": {
+        "1 / sqrt(N Q)": 67.6, "1 / sqrt(N)": 67.3, "none, rate 0.0001": 64.2, "ten times 1 / sqrt(N Q)": 67.4,
+        "a tenth of 1 / sqrt(N Q)": 67.3,
+    },
+    "lsq/schedule": {"cosine, no restart": 67.6, "a tenth every 20 epochs": 67.2},
+    "pact/table2": {
+        "FL/M/FL, FL=2": 72.5, "FL/M/FL, FL=4": 41.6, "FL/M/FL, FL=8": 38.1, "FL/M/FL, FL=32": 37.2,
+        "FL/M/NQ, FL=2": 71.7, "FL/M/NQ, FL=4": 40.2, "FL/M/NQ, FL=8": 38.0, "FL/M/NQ, FL=32": 36.9,
+        "NQ/M/FL, FL=2": 38.8, "NQ/M/FL, FL=4": 37.5, "NQ/M/FL, FL=8": 37.4, "NQ/M/FL, FL=32": 38.0,
+    },
+    "pact/fig1": {"ReLU": 8.2, "quantized ReLU": 65.0, "clip": 10.3, "quantized clip": 11.2},
+    "pact/fig2": {"highest alpha": 2.05},
+    "pact/fig2_lowest": {"lowest alpha": 0.9},
+    "pact/fig7": {"ReLU": 8.4, "per layer": 8.6, "per output channel": 9.2, "per neuron": 11.0},
+    "qnn/table1": {
+        "BNN (Theano)": 15.16, "BNN (Torch7), shift-based": 1.4, "BNN (Torch7), images whitened": 12.68,
+        "BinaryConnect, weights alone": 13.49, "No binarization": 14.68, "Committee machines' array (1 bit)": 1.35,
+        "EBP (1 bit at test)": 2.2, "Bitwise DNN (1 bit at test)": 1.33, "Hwang and Sung (ternary weights)": 1.45,
+        "Gated pooling (float)": 9.31,
+    },
+    "qnn/kernels": {"Baseline kernel": 11.4, "cuBLAS": 2.06, "XNOR kernel": 0.94},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_rows_add_up(name: str) -> None:
+    found: dict[str, float] = {}
+    for cell in load_artefact(name).cells:
+        found[cell.row] = found.get(cell.row, 0.0) + cell.value
+    assert found == pytest.approx(SUMS[name])
+    assert {cell.how for cell in load_artefact(name).cells} == {
+        "second_hand"
+        if name.startswith("lsq")
+        else "printed"
+        if name in ("pact/table2", "qnn/table1")
+        else "read_off"
+    }
+
+
+def test_only_the_papers_own_spreads_are_called_so() -> None:
+    papers = {load_artefact(name).paper for name in artefact_names() if load_artefact(name).spread_from == "paper"}
+    assert papers - {"qnn"} == {"pact", "pwlq"}
+    theirs = [
+        name for name in artefact_names() if name.startswith("qnn/") and load_artefact(name).spread_from == "paper"
+    ]
+    assert not any(cell.keys for name in theirs for cell in load_artefact(name).cells)
+
+
 def test_table1_of_pact_is_whole() -> None:
     cells = load_artefact("pact/table1").cells
     assert len(cells) == 45
@@ -72,6 +177,17 @@ def changed(value: Any) -> dict[str, Any]:
     plain = copy.deepcopy(PAPER)
     plain["artefacts"]["table2"]["rows"]["FL 8"]["values"] = value
     return plain
+
+
+def test_a_claim_to_be_no_more_is_a_bound() -> None:
+    plain = changed({"2b": 11.1})
+    plain["artefacts"]["table2"]["rows"]["FL 8"]["bound"] = "at_most"
+    (cell,) = parse_paper(plain)["table2"].cells
+    assert cell.bound == "at_most"
+    plain["artefacts"]["table2"]["rows"]["FL 8"]["bound"] = "most"
+    with pytest.raises(ConfigError, match="bound='most'"):
+        parse_paper(plain)
+    assert [cell.bound for cell in load_artefact("lglsq/claims").cells] == ["at_most"] * 5
 
 
 def test_an_error_in_percent_is_compared_as_an_accuracy() -> None:

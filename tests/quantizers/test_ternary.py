@@ -19,6 +19,13 @@ def test_threshold_and_scale_by_hand() -> None:
     torch.testing.assert_close(scale, torch.tensor([[1.05], [3.0]]))
 
 
+def test_the_threshold_is_seven_tenths_of_the_mean() -> None:
+    weight = torch.tensor([0.51, -0.54, 1.05, -0.9])  # mean 0.75, threshold 0.525
+    signs, scale = ternarize(weight)
+    assert signs.tolist() == [0, -1, 1, -1]
+    torch.testing.assert_close(scale, torch.tensor([0.83]))
+
+
 def test_three_values_come_closer_than_two() -> None:
     """What the paper is about: a ternary weight is nearer to a normal one than the best scaled sign."""
     torch.manual_seed(0)

@@ -33,6 +33,21 @@ def test_verdict(mean: float, half_width: float | None, n: int, expected: str) -
     assert verdict(0.913, Summary(n, mean, half_width), 0.005) == expected
 
 
+def test_a_tolerance_of_ours_is_not_called_the_papers() -> None:
+    one = Summary(1, 0.912, None)
+    assert verdict(0.913, one, 0.005, ours=True) == "within the tolerance taken here (0.5 points), n = 1"
+
+
+def test_a_bound_is_held_or_not_and_never_a_distance(make_run: MakeRun, tmp_path: Path) -> None:
+    settings = {"names.model": "mobilenet_v2", "names.dataset": "imagenet"}
+    for seed in range(3):
+        make_run("none", 32, seed, 0.70, **settings)
+        make_run("dorefa", 4, seed, 0.698 + seed / 1000, **settings, **{"names.quantizer": "lglsq"})
+    table = published_table(load_artefact("lglsq/claims"), find_runs(tmp_path), only="MobileNetV2")
+    (row,) = table.rows
+    assert (row["published"], row["measured"], row["verdict"]) == ("≤ 1.0 (derived)", "0.10", "holds")
+
+
 def compared(root: Path) -> Table:
     return published_table(load_artefact("pact/table1"), find_runs(root), only="resnet20")
 
