@@ -96,6 +96,7 @@ _OWN_KEYS = {
     "explain": {
         "explain.run": "a run's folder, also without its key: the plan of its saved configuration",
         "explain.format": "text, or json",
+        "explain.fold": "true: as qexp ptq has the network, its batch norms folded where they can be",
     },
 }
 

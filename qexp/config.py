@@ -262,8 +262,8 @@ def _budget(node: object, errors: list[str]) -> Budget:
 def _explain(node: object, errors: list[str]) -> Explain:
     if node is None:
         return Explain()
-    reader = Reader(node, "explain", errors, ("format", "run"))
-    return Explain(reader.choice("format", ("text", "json")), reader.optional_text("run"))
+    reader = Reader(node, "explain", errors, Explain.__dataclass_fields__)
+    return Explain(reader.choice("format", ("text", "json")), reader.optional_text("run"), reader.boolean("fold"))
 
 
 def _evaluation(node: object, errors: list[str]) -> Evaluation:

@@ -76,10 +76,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Explain:
-    """What `qexp explain` shows: the run in folder `run` (None: the network composed here), as text or JSON."""
+    """What `qexp explain` shows: the run in folder `run` (None: the network composed here), as text or JSON.
+
+    `fold`: as `qexp ptq` has it, with its batch norms folded; the plan of such a run is always that one.
+    """
 
     format: Literal["text", "json"] = "text"
     run: str | None = None
+    fold: bool = False
 
 
 @dataclass(frozen=True)

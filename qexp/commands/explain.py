@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qexp.build import build
-from qexp.commands.network import build_float, scheme
+from qexp.calibration.folding import fold_batch_norm
+from qexp.commands.network import build_float, folded_plan, scheme
 from qexp.config import Config
 from qexp.graph.plan import LayerPlan, Plan, make_plan
 from qexp.hardware.cost import bit_operations, convolution_macs, linear_macs, packed_bytes
@@ -44,7 +45,12 @@ class LayerRow:
 def run(config: Config) -> dict[str, Any]:
     """Print the plan of `config`'s network as text or JSON and return what was printed as JSON."""
     source = build(config.dataset)
-    plan = make_plan(build_float(config, source), scheme(config, source), source.shape)
+    network = build_float(config, source)
+    if config.explain.fold or config.calibration is not None:
+        mode = "auto" if config.calibration is None else config.calibration.fold
+        plan = folded_plan(fold_batch_norm(network.eval(), mode), config, source)
+    else:
+        plan = make_plan(network, scheme(config, source), source.shape)
     report = summary(config, plan)
     if config.explain.format == "json":
         print(json.dumps(report, indent=1))
@@ -70,6 +76,7 @@ def summary(config: Config, plan: Plan) -> dict[str, Any]:
         "alphas": len(learned),
         "alpha_values": sum(value.numel() for value in learned.values()),
         "float_modules": [{"name": name, "kind": kind} for name, kind in plan.float_modules],
+        "float_norms": [{"name": name, "reason": reason} for name, reason in plan.float_norms],
         "totals": {
             key: sum(getattr(row, key) for row in rows)
             for key in ("parameters", "macs", "bit_operations", "weight_bytes")
@@ -136,6 +143,11 @@ def _print(report: dict[str, Any]) -> None:
         console.print(
             f"stays float: {module['name']} ({module['kind']}: no quantized form, or no call of its own)"
         )
+    reasons: dict[str, list[str]] = {}
+    for norm in report["float_norms"]:
+        reasons.setdefault(norm["reason"], []).append(norm["name"])
+    for reason, names in reasons.items():
+        console.print(f"not folded, a float affine of each channel: {', '.join(names)} ({reason})")
     totals = report["totals"]
     console.print(
         f"{len(report['layers'])} layers, {report['alphas']} learned clip levels or steps "

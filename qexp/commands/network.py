@@ -165,13 +165,20 @@ def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
     if equalized is not None:
         equalized = absorb_biases(equalized) if config.absorb else equalized
         folding = equalized.folding
-    plan = make_plan(folding.model, scheme(config, source), source.shape)
+    plan = folded_plan(folding, config, source)
     correct_weights(plan, config.bias_correction)
     if config.bias_correction in ("analytic", "empirical"):
         give_biases(folding.model, plan)
     for quantizer in plan.quantizers():
         quantizer.eval()  # as the network is: what was fitted is used as it is
     return AfterTraining(folding, plan, config.bias_correction, equalized)
+
+
+def folded_plan(folding: Folding, config: Config, source: DataSource) -> Plan:
+    """Return the plan of a folded network, which lists the batch norms that stay."""
+    plan = make_plan(folding.model, scheme(config, source), source.shape)
+    plan.float_norms = folding.kept
+    return plan
 
 
 def scheme(config: Config, source: DataSource) -> Scheme:

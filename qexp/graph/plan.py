@@ -54,13 +54,15 @@ class SitePlan:
 class Plan:
     """The plan of a whole network.
 
-    `float_modules` lists (name, kind) of modules with weights for which no quantized form exists.
+    `float_modules` lists (name, kind) of modules with weights for which no quantized form exists; `float_norms`, of
+    a network whose batch norms were folded, (name, why) of those that stay a float affine of each channel.
     """
 
     layers: list[LayerPlan]
     sites: list[SitePlan]
     float_modules: list[tuple[str, str]]
     graphs: tuple[fx.GraphModule, ...]
+    float_norms: tuple[tuple[str, str], ...] = ()
 
     def quantizers(self) -> Iterator[Quantizer]:
         """Yield every quantizer of the plan once: the ReLU sites first, then layer by layer."""

@@ -140,6 +140,30 @@ def _between(low: Tensor, high: Tensor, density: Density, end: Tensor | None, ha
     return (left + right) / 2
 
 
+def overlapping_error(edge: Tensor, m: Tensor, bits: int, shape: Shape) -> Tensor:
+    """Return the expected squared error where beyond `edge` a grid of all of [-m, m] rounds, `bits` bits each.
+
+    4 C(bits) times p^2 P(|x| < p) + m^2 P(|x| > p), after the authors' code; all in standard deviations.
+    """
+    beyond = 2.0 * (1.0 - DENSITIES[shape].cdf(edge))
+    return 4.0 * step_error(bits) * (edge.square() * (1.0 - beyond) + m.square() * beyond)
+
+
+def overlapping_edges(m: Tensor, shape: Shape) -> Tensor:
+    """Return the edges (3, ...) from 0 to m that minimize `overlapping_error`: its slope turns positive once.
+
+    Args:
+        m: float64, largest magnitude in standard deviations, above 0.
+    """
+    density = DENSITIES[shape]
+    left, right = torch.zeros_like(m), m.clone()
+    for _ in range(FINE):
+        p = (left + right) / 2
+        falling = p * (2 * density.cdf(p) - 1) < density.pdf(p) * (m.square() - p.square())
+        left, right = torch.where(falling, p, left), torch.where(falling, right, p)
+    return torch.stack([torch.zeros_like(m), (left + right) / 2, m])
+
+
 def search_ratio(error: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     """Return the share p / m, of each range its own, with the least `error`, from a coarse to a fine grid.
 

@@ -29,7 +29,8 @@ class PiecewiseGrid:
     In the `paper` form every piece has 2^(bits-1) values of each sign, its two ends among them. The `authors` form
     is their code's, denser around zero: the centre (-p, p) is one signed grid of `bits` bits with the step
     2 p / (2^bits - 1). `overlap`: beyond the breakpoint a value is rounded on a grid of the whole range [-m, m],
-    so that no offset is stored; the paper's figure 2 compares it, for one breakpoint.
+    so that no offset is stored; the paper's figure 2 compares it, for one breakpoint. Such a value may come to lie
+    before the breakpoint, so rounding twice is not rounding once; in all other forms it is.
 
     Args:
         edges: float32 (pieces + 1, ...), from 0 over the breakpoints to m, not decreasing; the other axes

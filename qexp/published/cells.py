@@ -69,7 +69,7 @@ class Cell:
         metric: the name in a run's result that measures the same; an error is compared as one minus it.
         source: reference and table or figure; `page` where known.
         how: one of `HOW`; of a value, a row or the whole artefact.
-        recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`).
+        recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`), unless `keys` say otherwise.
         experiment: `<paper>/<name>` of the experiment that makes its runs.
         run: the words that pick its row's part of the experiment.
         command: of `COMMANDS`, which makes the runs.
@@ -182,6 +182,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
             if unknown := sorted(set(detail) - _CELL_KEYS):
                 raise ConfigError(f"{where}: unknown field '{unknown[0]}'.{did_you_mean(unknown[0], _CELL_KEYS)}")
             keys = {**entry["keys"], **body["columns"][column]} if "keys" in entry else {}
+            recipe = {**body.get("recipe", {}), **entry.get("recipe", {})}
             yield Cell(
                 paper=plain["paper"],
                 artefact=name,
@@ -197,7 +198,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
-                recipe={**body.get("recipe", {}), **entry.get("recipe", {})},
+                recipe={**recipe, **{key: keys[key] for key in recipe if key in keys}},
                 experiment=_experiment(plain, name, body),
                 run=entry.get("run", "") or _network(plain, keys),
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qexp.errors import ConfigError
-from qexp.ops.breakpoints import one_shot, optimal_edges, search_ratio
+from qexp.ops.breakpoints import Shape, one_shot, optimal_edges, overlapping_edges, search_ratio
 from qexp.ops.codes import Codes
 from qexp.ops.piecewise import VARIANTS, PiecewiseGrid, Variant
 from qexp.ops.rounding import ste
@@ -38,13 +38,15 @@ class PWLQWeight(Quantizer):
         search: `gauss_fit` and `laplace_fit` by the paper's formulas, for one breakpoint; `gauss` and `laplace` by
             solving the optimality condition; `grid`, by trying out which has the least squared error, for one.
         variant: `paper` (equation 3) or `authors`, their code's denser centre.
-        overlap: tails whose grid reaches back to zero; for one breakpoint.
+        overlap: tails whose grid reaches back to zero; for one breakpoint, which has another optimum then, and no
+            formula.
         perturbation: moves each breakpoint up or down by this share of itself, at random with `seed` (figure 2).
 
     Raises:
         ConfigError: a value that is none of these.
     """
 
+    version: ClassVar[int] = 2  # since overlapping regions have a breakpoint of their own
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
     edges: Tensor
 
@@ -80,6 +82,11 @@ class PWLQWeight(Quantizer):
             wrong = "overlap=true" if self.overlap else f"search={self.search}"
             raise ConfigError(
                 f"{wrong} is for one breakpoint; with {self.breakpoints} take search=gauss or laplace."
+            )
+        if self.overlap and self.search.endswith("_fit"):
+            raise ConfigError(
+                f"overlap=true search={self.search}: the formulas are for tails that begin at the breakpoint; take"
+                " search=gauss, laplace or grid."
             )
         if not 0 <= self.perturbation < 1:
             raise ConfigError(f"perturbation={self.perturbation}: a share of the breakpoint, 0 to below 1.")
@@ -125,7 +132,8 @@ class PWLQWeight(Quantizer):
         if self.search == "grid":
             edges = self._searched(x.float(), largest)
         else:
-            edges = analytic_edges(largest, spread(x, channels), self.breakpoints, self.search)
+            deviation = spread(x, channels)
+            edges = analytic_edges(largest, deviation, self.breakpoints, self.search, overlap=self.overlap)
         return self._perturbed(edges)
 
     def _searched(self, x: Tensor, largest: Tensor) -> Tensor:
@@ -224,7 +232,9 @@ def spread(x: Tensor, channels: bool) -> Tensor:
     return deviation.reshape(-1, *([1] * len(axes))) if channels else deviation.reshape(())
 
 
-def analytic_edges(largest: Tensor, deviation: Tensor, breakpoints: int, search: str) -> Tensor:
+def analytic_edges(
+    largest: Tensor, deviation: Tensor, breakpoints: int, search: str, *, overlap: bool = False
+) -> Tensor:
     """Return the edges for a density of the given standard deviation, cut at `largest`; float32.
 
     Without any spread, where no density is meant, the breakpoints divide the range evenly.
@@ -232,14 +242,15 @@ def analytic_edges(largest: Tensor, deviation: Tensor, breakpoints: int, search:
     Args:
         largest, deviation: of one shape.
         search: a density (`gauss`, `laplace`), or with `_fit` its formula.
+        overlap: the tail's grid reaches back to zero; for one breakpoint, by a density.
     """
-    shape = "laplace" if search.startswith("laplace") else "gauss"
+    shape: Shape = "laplace" if search.startswith("laplace") else "gauss"
     flat = deviation.double() <= largest.double() * 1e-6
     m = torch.where(flat, 1.0, largest.double() / torch.where(flat, 1.0, deviation.double()))
     if search.endswith("_fit"):
-        edges = torch.stack([torch.zeros_like(m), one_shot(m, shape), m])  # type: ignore[arg-type]
+        edges = torch.stack([torch.zeros_like(m), one_shot(m, shape), m])
     else:
-        edges = optimal_edges(m, breakpoints, shape)  # type: ignore[arg-type]
+        edges = overlapping_edges(m, shape) if overlap else optimal_edges(m, breakpoints, shape)
     even = torch.arange(breakpoints + 2, dtype=torch.float64, device=m.device) / (breakpoints + 1)
     shares = torch.where(flat, even.reshape(-1, *([1] * m.dim())), edges / m)
     return (shares * largest.double()).float()

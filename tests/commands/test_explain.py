@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,3 +114,21 @@ def test_the_text_lists_modules_without_a_quantized_form(
     monkeypatch.setattr(explain, "build_float", WithEmbedding)
     explain.run(configured(command="explain"))
     assert "stays float: 4 (Conv1d" in capsys.readouterr().out
+
+
+def test_batch_norms_that_cannot_be_folded_are_in_the_plan_of_a_calibrated_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("model=resnet20", "quantizer=pwlq", "bits=w4a8")
+    assert explained(capsys, *words)["float_norms"] == []
+    # Pre-activation: a norm that reads the sum of two branches has no layer of its own before it.
+    norms = explained(capsys, *words, "explain.fold=true")["float_norms"]
+    assert len(norms) == 9
+    assert all("not by a Conv2d or Linear" in norm["reason"] for norm in norms)
+    run = configured(*words, "model.weights=some", command="ptq")
+    whole = {
+        norm["name"] for norm in explain.run(replace(run, model={**run.model, "weights": None}))["float_norms"]
+    }
+    assert whole == {norm["name"] for norm in norms}
+    printed = capsys.readouterr().out
+    assert all(f"not folded, a float affine of each channel: {name} (" in printed for name in whole)

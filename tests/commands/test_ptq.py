@@ -77,6 +77,7 @@ def test_from_a_float_run_to_a_record(config, trained, capsys):
     [
         ["quantizer=uniform", "bits=4", "calibration.bias_correction=channel"],
         ["quantizer=pwlq_both", "bits=w3a4", "calibration.bias_correction=channel"],
+        ["quantizer=pwlq_activation", "bits=w8a3"],
         ["quantizer=adaround", "bits=3", "quantizer.weight.iterations=20"],
         ["quantizer=dfq", "bits=6"],
         ["quantizer=omse", "bits=4", "calibration.bias_correction=empirical", "calibration.equalize=true"],

@@ -15,6 +15,8 @@ from qexp.ops.breakpoints import (
     gain_bound,
     one_shot,
     optimal_edges,
+    overlapping_edges,
+    overlapping_error,
     piecewise_error,
     search_ratio,
     step_error,
@@ -150,3 +152,37 @@ def test_the_search_finds_each_ranges_own_minimum():
     best = torch.tensor([0.123, 0.5, 0.317, 0.874])
     found = search_ratio(lambda share: (share - best).square(), best)
     assert (found - best).abs().max() < 6e-4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("m", [1.5, 3.0, 4.0, 6.0, 10.0, 20.0])
+def test_overlapping_regions_have_an_optimum_of_their_own(shape, m):
+    """Against scipy's minimum of the error written out: p^2 inside, m^2 outside."""
+    distribution = SHAPES[shape][1]
+
+    def error(p: float) -> float:
+        inside = distribution.cdf(p) - distribution.cdf(-p)
+        return p**2 * inside + m**2 * (1 - inside)
+
+    found = float(overlapping_edges(torch.tensor(m).double(), shape)[1])
+    best = optimize.minimize_scalar(error, bounds=(0, m), method="bounded", options={"xatol": 1e-10})
+    assert error(found) == pytest.approx(best.fun, rel=1e-12)
+    assert found == pytest.approx(best.x, rel=1e-4)
+    assert min(error(m * share / 500) for share in range(1, 501)) >= error(found) * (1 - 1e-12)
+    whole = overlapping_error(torch.tensor(found).double(), torch.tensor(m).double(), 4, shape)
+    assert float(whole) == pytest.approx(4 * step_error(4) * error(found))
+
+
+def test_overlapping_optima_of_the_gaussian():
+    found = overlapping_edges(torch.tensor([3.0, 4.0, 6.0]).double(), "gauss")[1]
+    assert found.tolist() == pytest.approx([1.362, 1.617, 1.963], abs=5e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_expected_error_falls_with_every_breakpoint_and_bit(shape):
+    for m in torch.tensor([3.0, 4.0, 6.0, 10.0, 20.0]).double():
+        edges = [optimal_edges(m, breakpoints, shape) for breakpoints in (1, 2, 3)]
+        for bits in (2, 3, 4, 6, 8):
+            errors = [float(piecewise_error(one, bits, shape)) for one in edges]
+            assert float(uniform_error(m, bits)) > errors[0] > errors[1] > errors[2]
+            assert errors[0] > float(piecewise_error(edges[0], bits + 1, shape))

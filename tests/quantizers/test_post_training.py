@@ -224,6 +224,7 @@ def test_activations_follow_what_was_seen(signed):
         (lambda x: PWLQWeight(4, site(x), breakpoints=4), "breakpoints=4"),
         (lambda x: PWLQWeight(4, site(x), breakpoints=2, search="grid"), "search=grid is for one breakpoint"),
         (lambda x: PWLQWeight(4, site(x), breakpoints=2, search="gauss", overlap=True), "overlap=true"),
+        (lambda x: PWLQWeight(4, site(x), overlap=True), "overlap=true search=gauss_fit"),
         (lambda x: PWLQWeight(4, site(x), perturbation=1.0), "perturbation=1.0"),
         (lambda x: PWLQActivation(4, site(x), search="grid"), "search=grid"),
     ],
