@@ -54,8 +54,8 @@ class SitePlan:
 class Plan:
     """The plan of a whole network.
 
-    `float_modules` lists (name, kind) of modules with weights for which no quantized form exists; `float_norms`, of
-    a network whose batch norms were folded, (name, why) of those that stay a float affine of each channel.
+    `float_modules` lists (name, kind) of modules with weights for which no quantized form exists; `float_norms`,
+    of a network whose batch norms were folded, (name, why) of those that stay a float affine of each channel.
     """
 
     layers: list[LayerPlan]

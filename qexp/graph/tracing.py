@@ -51,8 +51,10 @@ _PASSING_FUNCTIONS = {
     F.pad,
 }
 _PASSING_METHODS = {"flatten", "view", "reshape", "mean", "contiguous", "permute", "transpose", "chunk", "split"}
-_NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Softmax)
-_NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.softmax}
+_NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
+_NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softmax}
+_SUMS = {operator.add, operator.iadd, torch.add, "add"}
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul"}  # a squeeze-and-excitation block's factor
 
 
 _SITE = "relu_site"
@@ -302,12 +304,7 @@ def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if _passes(graph, node):
         return all(nonnegative(graph, before) for before in _tensor_inputs(node))
-    if node.op in ("call_function", "call_method") and node.target in {
-        operator.add,
-        operator.iadd,
-        torch.add,
-        "add",
-    }:
+    if node.op in ("call_function", "call_method") and node.target in _SUMS | _PRODUCTS:
         both = [*node.args[:2], *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
         return len(both) == 2 and all(isinstance(arg, fx.Node) and nonnegative(graph, arg) for arg in both)
     return False

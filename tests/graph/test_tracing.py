@@ -269,7 +269,20 @@ def test_differences_and_borders_below_zero_are_not_taken_for_positive() -> None
                 torch.flatten(start_dim=1, input=y), torch.cat(dim=1, tensors=[y, z]), torch.add(y, other=z),
             )  # fmt: skip
 
-    (graph,) = trace(Sums())
+    assert nonnegatives(Sums()) == [False] * 6 + [True] * 6
+
+
+def test_a_product_is_positive_where_both_factors_are() -> None:
+    class Products(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y, gate = F.relu(x), F.hardsigmoid(x)
+            return x * gate, y * x, y * -2.0, y.mul(other=x), y * gate, torch.mul(gate, other=y), y.mul(gate)
+
+    assert nonnegatives(Products()) == [False] * 4 + [True] * 3
+
+
+def nonnegatives(model: nn.Module) -> list[bool]:
+    (graph,) = trace(model)
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
     returned: Any = output.args[0]
-    assert [nonnegative(graph, node) for node in returned] == [False] * 6 + [True] * 6
+    return [nonnegative(graph, node) for node in returned]
