@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qexp.build import locate
+from qexp.calibration import VERSIONS
 from qexp.config import Config, LayerSetting
 
 FORMAT = 1
@@ -89,11 +90,27 @@ def _calibration(config: Config) -> dict[str, Any]:
     settings = dataclasses.asdict(config.calibration)  # type: ignore[arg-type]
     if not list(_targets(config)):
         return {"fold": settings["fold"]}
-    decided = {"equalize": config.equalize, "bias_correction": config.bias_correction}
+    decided: dict[str, Any] = {"equalize": config.equalize, "bias_correction": config.bias_correction}
     del settings["absorb"]  # there since dfq's second version; runs without it keep their names
     if config.absorb:
         decided["absorb"] = True
+    if versions := _stage_versions(config, settings):
+        decided["versions"] = versions
     return {**settings, **decided, "observer": config.observer}
+
+
+def _stage_versions(config: Config, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions of the stages that act, but for first ones: earlier runs keep their names."""
+    acting = {
+        "folding": settings["fold"] != "none",
+        "equalization": config.equalize,
+        "absorption": config.absorb,
+        "bias_correction": config.bias_correction != "none",
+    }
+    found = {stage: VERSIONS[stage] for stage, acts in acting.items() if acts}
+    if config.observer is not None:
+        found["observer"] = locate(config.observer["_target_"]).version  # type: ignore[attr-defined]
+    return {stage: version for stage, version in found.items() if version > 1}
 
 
 def _quantization(config: Config) -> dict[str, Any] | None:

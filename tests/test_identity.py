@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from qexp.calibration import VERSIONS
+from qexp.calibration.observers import TopK
 from qexp.config import Config, parse
 from qexp.identity import canonical, digest, identity, run_id
 
@@ -170,3 +172,17 @@ def test_keys_that_came_later_do_not_rename_earlier_runs() -> None:
 
 def test_a_null_shape_stays_in_the_name_where_it_always_was() -> None:
     assert identity(parsed("dataset=npz"), DIGESTS)["dataset"]["shape"] is None
+
+
+def test_new_maths_of_a_stage_names_the_runs_it_acts_on_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("quantizer=uniform", "bits=4", "model.weights=some")
+    plain = parsed(*words, command="ptq")
+    corrected = parsed(*words, "calibration.bias_correction=channel", command="ptq")
+    before = [name(config) for config in (plain, corrected)]
+    assert "versions" not in identity(plain, DIGESTS)["calibration"]
+    monkeypatch.setitem(VERSIONS, "bias_correction", 2)
+    assert name(plain) == before[0]
+    assert name(corrected) != before[1]
+    assert identity(corrected, DIGESTS)["calibration"]["versions"] == {"bias_correction": 2}
+    monkeypatch.setattr(TopK, "version", 3)
+    assert identity(plain, DIGESTS)["calibration"]["versions"] == {"observer": 3}

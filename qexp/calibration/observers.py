@@ -7,6 +7,7 @@ compares top-k and percentiles; the source of each is named at its class.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ class Observer:
     Raises:
         ConfigError: another width.
     """
+
+    version: ClassVar[int] = 1
+    """Of its maths; a new one gives the runs that use it new names."""
 
     def __init__(self, bits: int, site: Site) -> None:
         if bits not in BITS:
