@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from qexp.layers.quantized import QuantConv2d
 from qexp.ops.accumulators import accumulate
 from qexp.ops.piecewise import PiecewiseGrid
 from qexp.ops.uniform import make_grid
+from qexp.quantizers.base import Observed, Site
+from qexp.quantizers.corrected import CorrectedWeight
+from qexp.quantizers.pwlq import PWLQWeight
+from qexp.quantizers.uniform import UniformActivation, UniformWeight
 
 
 def grid_of(weight: torch.Tensor, bits: int, breakpoints: int, **form) -> PiecewiseGrid:
@@ -61,3 +67,48 @@ def test_overlapping_tails_need_one_accumulator_each():
         assert len(found.accumulators) == 2
         expected = F.linear(0.1 * x.double(), grid.round(weight).double())
         assert (found.output - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("full", 1), ("restricted", 1), ("asymmetric", 2)],
+    ids=["full", "restricted", "asymmetric"],
+)
+def test_uniform_weights_need_one_accumulator_and_with_an_offset_two(kind, count):
+    weight = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    x = torch.randint(0, 255, (3, 50), generator=torch.Generator().manual_seed(0))
+    grid = make_grid(kind, 4, weight.amin(1, keepdim=True), weight.amax(1, keepdim=True))
+    found = accumulate(x, torch.tensor(0.1), torch.tensor(-3.0), weight, grid, F.linear)
+    assert len(found.accumulators) == count
+    expected = F.linear(0.1 * x.double() - 3, grid.round(weight).double())
+    assert (found.output - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("method", [UniformWeight, PWLQWeight])
+def test_it_is_what_a_fitted_layer_puts_out(method, signed, corrected):
+    """A calibrated layer, from the integers that its quantizers keep; the correction scales a sum."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, generator=generator)
+    x = x if signed else x.relu()
+    real = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    weight = real.weight.detach()
+    inner = method(4, Site("conv", "weight", tuple(weight.shape)))
+    outer = CorrectedWeight(inner) if corrected else inner
+    outer.fit_weights(weight)
+    reader = UniformActivation(8, Site("conv.input", "input", (3, 6, 6), signed=signed))
+    reader.fit_activations(Observed(x.min(), x.max()))
+    inputs = reader._grid(x)
+
+    def product(a, b):
+        return F.conv2d(a, b, padding=1)
+
+    whole = inputs.codes(x).values + inputs.lowest
+    found = accumulate(whole, inputs.step, torch.zeros(()), weight, inner._grid(weight), product).output
+    if corrected:
+        sums = product(whole.double(), torch.ones_like(weight).double()) * inputs.step.double()
+        shift, factor = (tensor.double().reshape(-1, 1, 1) for tensor in (outer.shift, outer.factor))
+        found = factor * (found + shift * sums)
+    expected = QuantConv2d(real, outer, reader).eval()(x).detach().double()
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
