@@ -22,6 +22,10 @@ from qexp.quantizers.base import Description, Observed, Quantizer, Rounding, Sit
 RANGES = ("minmax", "percentile", "mse")
 
 
+LARGEST = 1e15
+"""Magnitude of a weight: a billion of its squares are still a number."""
+
+
 class UniformWeight(Quantizer):
     """Rounds weights to 2^bits equal steps over their range.
 
@@ -197,8 +201,8 @@ def refuse_other(key: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def refuse_no_numbers(site: Site, x: Tensor) -> None:
-    """Raise ConfigError where `x` holds NaN or infinity: no range can be taken from it."""
-    if not bool(x.isfinite().all()):
-        raise ConfigError(
-            f"{site.name}: its weights hold values that are no finite numbers; give another checkpoint."
-        )
+    """Raise ConfigError where `x` holds NaN, infinity, or magnitudes whose squares do not fit in float32."""
+    if bool(x.abs().amax() <= LARGEST):
+        return
+    what = f"values beyond {LARGEST:g}" if bool(x.isfinite().all()) else "values that are no finite numbers"
+    raise ConfigError(f"{site.name}: its weights hold {what}; give another checkpoint.")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from qexp.build import build, locate
 from qexp.calibration.fit import correct_weights, fit_activations, fit_weights, fitted_weights
 from qexp.calibration.observers import MinMax
 from qexp.errors import ConfigError, DataError
 from qexp.graph.plan import Plan, make_plan
 from qexp.graph.scheme import Method, Scheme, Widths
+from qexp.paths import config_dir
 from qexp.quantizers.base import Site
 from qexp.quantizers.corrected import CorrectedWeight, correction
 from qexp.quantizers.dorefa import DoReFaWeight
@@ -129,11 +133,65 @@ def test_nothing_to_observe_and_no_numbers_are_said():
         fit_weights(model, planned(model))
 
 
+AFTER_TRAINING = ("uniform", "aciq", "omse", "pwlq", "adaround")
+ODD = {
+    "constant": torch.full((3, 4), 0.7),
+    "zeros": torch.zeros(3, 4),
+    "one element": torch.tensor([[0.3]]),
+    "one row of zeros": torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]]),
+    "tiny": torch.full((2, 3), 1e-18),
+    "huge": torch.tensor([[1e15, -1e15, 3e14]]),
+    "heavy tail": torch.tensor([[1e-3, -2e-3, 3e-3, 1e3], [1e-3, 1e-3, -1e3, 2e-3]]),
+}
+
+
+def test_every_method_after_training_is_asked() -> None:
+    found = set()
+    for path in (config_dir() / "quantizer").glob("*.yaml"):
+        node = yaml.safe_load(path.read_text())["weight"]
+        if node is not None and "fit_weights" in vars(locate(node["_target_"])):
+            found.add(node["_target_"])
+    asked = {weights_of(name)["_target_"] for name in AFTER_TRAINING}
+    assert found == asked
+
+
+def weights_of(name: str) -> dict[str, Any]:
+    node: dict[str, Any] = yaml.safe_load((config_dir() / "quantizer" / f"{name}.yaml").read_text())["weight"]
+    return node
+
+
+@pytest.mark.parametrize("corrected", [False, True], ids=["plain", "corrected"])
 @pytest.mark.parametrize("scope", ["layer", "channel"])
-@pytest.mark.parametrize("values", [torch.full((3, 4), 0.7), torch.zeros(3, 4), torch.tensor([[0.3]])])
-def test_odd_weights_have_a_defined_result(scope, values):
-    for grid in ("full", "restricted", "asymmetric"):
-        quantizer = UniformWeight(4, Site("fc", "weight", tuple(values.shape)), scope=scope, grid=grid)
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", AFTER_TRAINING)
+def test_odd_weights_have_a_defined_result(name, odd, scope, corrected):
+    values = ODD[odd]
+    made = build(weights_of(name) | {"scope": scope}, bits=4, site=Site("fc", "weight", tuple(values.shape)))
+    quantizer = CorrectedWeight(made) if corrected else made
+    quantizer.eval()
+    quantizer.fit_weights(values)
+    y = quantizer(values)
+    assert y.isfinite().all()
+    assert (y - values).abs().max() <= values.abs().max() * 0.51 + 1e-37
+    assert torch.equal(quantizer.codes(values).decode(), y)
+    if odd in ("constant", "zeros", "one element") and not corrected:
+        assert (y - values).abs().max() <= 0.7 / 15 + 1e-6
+
+
+@pytest.mark.parametrize(("number", "why"), [(torch.nan, "no finite"), (-torch.inf, "no finite"), (1e20, "1e.15")])
+@pytest.mark.parametrize("name", AFTER_TRAINING)
+def test_weights_that_are_no_numbers_are_named(name, number, why):
+    values = torch.tensor([[1.0, number], [0.0, 2.0]])
+    quantizer = build(weights_of(name), bits=4, site=Site("fc", "weight", (2, 2)))
+    with pytest.raises(ConfigError, match=rf"fc: its weights hold values .*{why}"):
         quantizer.fit_weights(values)
-        y = quantizer(values)
-        assert y.isfinite().all() and (y - values).abs().max() <= 0.7 / 15 + 1e-6
+
+
+@pytest.mark.parametrize("scope", ["layer", "channel"])
+def test_every_grid_has_a_defined_result(scope):
+    for values in (ODD["constant"], ODD["zeros"], ODD["one element"]):
+        for grid in ("full", "restricted", "asymmetric"):
+            quantizer = UniformWeight(4, Site("fc", "weight", tuple(values.shape)), scope=scope, grid=grid)
+            quantizer.fit_weights(values)
+            y = quantizer(values)
+            assert y.isfinite().all() and (y - values).abs().max() <= 0.7 / 15 + 1e-6
