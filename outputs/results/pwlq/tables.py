@@ -15,7 +15,7 @@ from qexp.report.tables import render
 from qexp.runs import Run
 
 HERE = Path(__file__).parent
-SETTINGS = ("scope", "breakpoints", "search", "variant", "range", "clip")
+SETTINGS = ("scope", "breakpoints", "search", "variant", "range", "clip", "allocate")
 NETWORKS = {
     "resnet20_v1": ("public", "resnet20_v1, the public checkpoint, 91.73 % in float"),
     "resnet20": ("outputs/results/pact", "resnet20 of outputs/results/pact, 88.38 % in float"),
@@ -27,8 +27,17 @@ NETWORKS = {
 }
 """Table -> its network's weights in runs.csv, and its title."""
 
-USUAL = {("", "", ""), ("minmax", "", ""), ("", "paper", ""), ("", "", "none")}
-"""Range, variant and clip of what the tables by bits compare."""
+
+def usual(row: dict[str, str]) -> bool:
+    """Say whether a run is of the settings that the tables by bits compare: those of experiment=pwlq/cifar10."""
+    clip = "laplace" if row["quantizer"] == "aciq" and row["scope"] == "layer" else "none"
+    unclipped = row["allocate"] == "False" and row["clip"] == "none"
+    return (
+        row["bits"] in ("", "w3a8", "w4a8", "w6a8", "w8a8")
+        and row["range"] in ("", "minmax")
+        and row["variant"] in ("", "paper")
+        and (row["clip"] in ("", clip) or unclipped)
+    )
 
 
 def rows() -> list[dict[str, str]]:
@@ -41,10 +50,16 @@ def rows() -> list[dict[str, str]]:
 
 def run_of(row: dict[str, str]) -> Run:
     """Return a row as a run, with as much of its configuration as the row tells."""
+    name, weight = row["quantizer"], {key: row[key] for key in SETTINGS if row[key]}
+    if name == "uniform":
+        weight["grid"] = "full"
+    if name == "aciq" and (row["clip"], row["allocate"]) == ("none", "False"):
+        # Neither clipped nor with bits by channel: equal steps from the least to the largest weight.
+        name, weight = "uniform", {"scope": row["scope"], "range": "minmax", "grid": "asymmetric"}
     config: dict[str, Any] = {
-        "names": {"model": row["model"], "dataset": "cifar10", "quantizer": row["quantizer"]},
+        "names": {"model": row["model"], "dataset": "cifar10", "quantizer": name},
         "seed": int(row["seed"]),
-        "quantizer": {"weight": {key: row[key] for key in SETTINGS if row[key]}, "first_last": "same"},
+        "quantizer": {"weight": weight, "first_last": "same"},
         "calibration": {"bias_correction": row["bias_correction"] or "none"},
     }
     metrics = {"test_accuracy": float(row["test_accuracy"]), "test_loss": float(row["test_loss"])}
@@ -68,9 +83,7 @@ def main() -> None:
     every = rows()
     for name, (weights, title) in NETWORKS.items():
         here = [row for row in every if row["weights"] == weights]
-        common = [row for row in here if row["bits"] in ("", "w3a8", "w4a8", "w6a8", "w8a8")]
-        usual = [row for row in common if (row["range"], row["variant"], row["clip"]) in USUAL]
-        write(name, [run_of(row) for row in usual], "bits", title)
+        write(name, [run_of(row) for row in here if usual(row)], "bits", title)
     for name in ("resnet20_v1", "resnet20_short", "mobilenet_v2_cifar"):
         weights, title = NETWORKS[name]
         here = [row for row in every if row["weights"] == weights and row["scope"] != "layer"]
