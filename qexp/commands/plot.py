@@ -12,6 +12,7 @@ from qexp.commands.table import check_only, runs_of
 from qexp.errors import ConfigError
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.collect import DEFAULT_ROOT, collect, one_run
+from qexp.report.facts import facts
 from qexp.report.verdicts import measuring
 from qexp.runs import Run, RunDirectory, atomic_write
 
@@ -95,29 +96,42 @@ def _artefact(artefact: Artefact, arguments: argparse.Namespace) -> int:
     if folder.suffix in SUFFIXES:
         raise ConfigError(f"--output {folder}: a folder, for {artefact.full_name} has more than one figure")
     runs = runs_of(artefact, arguments.runs)
-    for name, figure in _figures(artefact, runs, arguments.only):
+    for name, figure in _figures(artefact, runs, arguments):
         save(figure, folder / f"{name}.png")
         print(f"wrote {folder / f'{name}.png'}")
     return 0
 
 
-def _figures(artefact: Artefact, runs: Sequence[Run], only: str) -> Iterator[tuple[str, Figure]]:
+def _figures(
+    artefact: Artefact, runs: Sequence[Run], arguments: argparse.Namespace
+) -> Iterator[tuple[str, Figure]]:
     """Yield the name and the figure of each; what runs show of themselves only where there are runs."""
     from qexp.report import artefact_plots, plots
 
+    only = arguments.only
     if artefact.figure == "system":
         yield "system", _system_figure(artefact, only)
         return
     check_only(only, [cell.row for cell in artefact.cells])
     yield "cells", artefact_plots.cells_figure(artefact, runs, only)
     begun = [run for run in measuring(artefact, runs) if RunDirectory(run.path).metrics.rows()]
-    if artefact.figure == "curves" and begun:
-        yield "curves", plots.curves_figure(begun)
+    if artefact.figure == "curves":
+        for name, of_network in _by_network(artefact, runs if arguments.runs is None else begun).items():
+            yield name, plots.curves_figure(of_network)
     if artefact.figure in ("alpha", "scan"):
         for run in begun:
             yield f"alpha-{run.path.name}", plots.alpha_figure(run.path)
     if artefact.figure == "scan":
         yield from _scans(begun)
+
+
+def _by_network(artefact: Artefact, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs that have begun, by the name of their figure: one for each network, also without a cell."""
+    named: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config and facts(run).command == artefact.command and RunDirectory(run.path).metrics.rows():
+            named.setdefault(f"curves-{facts(run).model}", []).append(run)
+    return {"curves": next(iter(named.values()))} if len(named) == 1 else named
 
 
 def _system_figure(artefact: Artefact, only: str) -> Figure:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
+
+import yaml
 
 from qexp.build import build
 from qexp.commands.planning import teacher_weights
 from qexp.config import NO_DISCRETISATION, PLAIN_ROUNDING, Config, parse
+from qexp.paths import config_dir
 
 
 def stages(config: Config) -> Iterator[Config]:
     """Yield the configuration of each run of a chain, the last one that of `config` itself at its own widths.
 
     The weights of a stage are those of the run before, so each has to be made before the next is asked for. What
-    distillation learns from stays the network that the chain began with. At 32 bits nothing is rounded: that
-    stage does without `rounding` and `discretisation`.
+    distillation learns from stays the network that the chain began with. A stage of 32 bits is the float network's
+    run, and a recipe's weight decay follows the bits of each.
 
     Raises:
         QexpError: a stage cannot be planned, or a method refuses one of the widths, also that of a later stage.
@@ -61,11 +65,23 @@ def _check(config: Config) -> None:
 def _stage(config: Config, pair: tuple[int, int], weights: str | None) -> Config:
     plain = copy.deepcopy(config.plain)
     plain["progressive"] = None
+    _follow_bits(plain, pair[0])
     plain["bits"] |= dict(zip(("weight", "activation"), pair, strict=True))
     plain["model"]["weights"] = weights
     if pair == (32, 32):
+        plain["quantizer"] = yaml.safe_load((config_dir() / "quantizer" / "none.yaml").read_text(encoding="utf-8"))
+        plain["names"] = {**config.names, "quantizer": "none"}
         plain["rounding"] = {"_target_": PLAIN_ROUNDING, "_partial_": True}
         plain["discretisation"] = {"_target_": NO_DISCRETISATION}
+        plain |= {"first_last": None, "layers": {}, "gradient_bits": None}
     if config.task.get("distillation"):
         plain["task"]["teacher"] = teacher_weights(config)
     return dataclasses.replace(parse(plain), trainer=config.trainer)
+
+
+def _follow_bits(plain: dict[str, Any], bits: int) -> None:
+    """Give a stage the weight decay that its recipe has for its bits, unless the chain's own was typed."""
+    by_bits, optimizer = plain.get("decay_by_bits") or {}, plain["optimizer"]
+    last = f"w{plain['bits']['weight']}"
+    if f"w{bits}" in by_bits and optimizer.get("weight_decay") == by_bits.get(last):
+        optimizer["weight_decay"] = by_bits[f"w{bits}"]

@@ -76,6 +76,8 @@ class EWGS(Discretisation):
 class MSEPull(Discretisation):
     """Weights pulled to their levels: the gradient of (strength / 2) * the sum of e^2 is added. Ours.
 
+    The error is in steps, e = u - round(u) with u = x / step, so a learned step is pulled as well.
+
     Args:
         strength: in units of the loss for an error of one step.
     """

@@ -83,8 +83,8 @@ def round_to_step(
     inside = _clip(u, lowest, highest)
     y = rounding(inside) * step
     if not masked:
-        outside = (x.float() - x.float().detach()) * (inside.detach() != u.detach())
-        y = y + outside
+        ends = (inside.detach() <= lowest) | (inside.detach() >= highest)  # `_clip` hands nothing back there
+        y = y + (x.float() - x.float().detach()) * ends
     return y.to(x.dtype)
 
 

@@ -21,7 +21,10 @@ from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import share_outside
 
 SAMPLES = 2**16
-"""How many values the search for a start looks at, at most, evenly taken."""
+"""How many values the search for a start looks at, at most."""
+
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, fall evenly everywhere and keep step with no row or image."""
 
 
 class LSQPlusWeight(LSQ):
@@ -48,6 +51,8 @@ class LSQPlusActivation(LSQ):
     """
 
     of_either_sign: ClassVar[tuple[str, ...]] = ("offset",)
+
+    version: ClassVar[int] = 2  # since the start looks at values of every row
 
     def __init__(
         self,
@@ -94,7 +99,9 @@ class LSQPlusActivation(LSQ):
     def start(self, x: Tensor) -> Tensor:
         """Return the step of the least squared error, and set the offset that goes with it."""
         values = x.flatten()
-        values = values[:: max(1, values.numel() // SAMPLES)]
+        if (count := values.numel()) > SAMPLES:
+            shares = torch.arange(SAMPLES, dtype=torch.float64, device=x.device) * _GOLDEN % 1.0
+            values = values[(shares * count).long()]
         low, high = torch.aminmax(values)
         best = None
         for step, offset in self._candidates(low, high):

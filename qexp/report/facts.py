@@ -56,7 +56,6 @@ _NUMERICS = (
     "trainer.compile",
     "trainer.channels_last",
     "trainer.deterministic",
-    "trainer.devices",
     "trainer.strategy",
     "trainer.device",
 )
@@ -217,10 +216,10 @@ def facts(run: Run) -> Facts:
 
 
 def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "epochs": config.get("epochs"),
-        "precision": str(_node(config, "trainer").get("precision", ABSENT)),
-    }
+    trainer = _node(config, "trainer")
+    # Each process has a batch norm of its own, so how many there are is more than a matter of rounding.
+    devices = {} if trainer.get("devices", 1) == 1 else {"trainer.devices": trainer["devices"]}
+    return {**devices, "epochs": config.get("epochs"), "precision": str(trainer.get("precision", ABSENT))}
 
 
 def _decays_by_bits(config: Mapping[str, Any]) -> bool:

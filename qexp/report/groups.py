@@ -62,7 +62,7 @@ class Group:
 
     def is_as(self, wanted: Mapping[str, str]) -> bool:
         """Say whether its runs have these values, by key."""
-        return all(str(self.first.get(key)) == value for key, value in wanted.items())
+        return all(str(self.first.setting(key)) == value for key, value in wanted.items())
 
 
 def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = None) -> list[Group]:

@@ -77,7 +77,7 @@ def test_a_plan_says_which_run_comes_first(
     assert record["status"] == "start"
     out = capsys.readouterr().out
     assert "first, as the runs after it start from its weights" in out
-    assert "w32a32-s0" in out
+    assert "-none-s0" in out
     assert not find_runs(tmp_path / "train")
 
 
@@ -97,11 +97,22 @@ def test_distillation_keeps_the_network_that_the_chain_began_with(config: Make) 
     assert last.config["model"]["weights"] != float_run
 
 
-def test_a_float_stage_does_without_what_only_rounding_uses(config: Make) -> None:
-    chain = config("bits=3", "progressive=[32]", "rounding=asr", "discretisation=ewgs")
+def test_a_float_stage_is_the_float_networks_run(config: Make) -> None:
+    chain = config("bits=3", "progressive=[32]", "rounding=asr", "discretisation=ewgs", "first_last=8")
     alone, _ = progressive.upcoming(chain)
-    assert train.plan(alone).run_id == train.plan(config("bits=32")).run_id
+    assert train.plan(alone).run_id.split("-")[-1] == train.plan(config("quantizer=none")).run_id.split("-")[-1]
     assert run_of(train.run(chain)).config["rounding"] == chain.plain["rounding"]
+
+
+def test_the_decay_of_a_recipe_follows_the_bits_of_every_stage(config: Make) -> None:
+    by_bits = "{w2:1e-5,w3:2e-5,w4:3e-5,w32:4e-5}"
+    words = ("model.weights=some", f"++decay_by_bits={by_bits}")
+    chain = config("bits=2", "progressive=[32,4,3]", "optimizer.weight_decay=1e-5", *words)
+    pairs = ((32, 32), (4, 4), (3, 3), (2, 2))
+    found = [progressive._stage(chain, pair, None).optimizer["weight_decay"] for pair in pairs]
+    assert found == [4e-5, 3e-5, 2e-5, 1e-5]
+    typed = config("bits=2", "progressive=[4,3]", "optimizer.weight_decay=7e-5", *words)
+    assert progressive._stage(typed, (4, 4), None).optimizer["weight_decay"] == 7e-5
 
 
 def test_what_a_later_stage_cannot_do_is_said_before_the_first(config: Make, tmp_path: Path) -> None:

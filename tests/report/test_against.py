@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from scipy.stats import ttest_rel
 
 from qexp.commands.table import main
 from qexp.errors import ConfigError
+from qexp.paths import config_dir
 from qexp.report.against import parse_against
 from qexp.report.measured import measured_table
 from qexp.runs import find_runs
@@ -92,3 +94,25 @@ def test_an_experiment_is_shown_as_its_file_says(
         main(["compare/cifar10_resnet20"])  # these runs have learned no step
     assert main(["compare/cifar10_resnet20", "--against", "lsq"]) == 0
     assert "vs lsq" in capsys.readouterr().out
+
+
+def test_the_ablation_is_shown_as_its_file_says(make_run: Make, tmp_path: Path) -> None:
+    file = config_dir() / "experiment" / "lglsq" / "ablation.yaml"
+    shown = yaml.safe_load(file.read_text())["experiment"]["table"].removeprefix("--against ")
+    plain = {"_target_": "qexp.ops.discretisation.none"}
+    for gain, rounding in ((0.0, "ste"), (0.01, "ASR")):
+        made = {"rounding": {"_target_": f"qexp.ops.rounding.{rounding}"}, "discretisation": plain}
+        made |= {"names.quantizer": "lglsq", "quantizer.scale_gradient": "lsq"}
+        for seed in range(3):
+            make_run("dorefa", 3, seed, 0.9 + gain, **made)
+    records = measured_table(find_runs(tmp_path), against=parse_against(shown)).records
+    assert sorted(record["against"] for record in records if record["against"] is not None) == [
+        pytest.approx(0.01)
+    ]
+
+
+def test_the_number_of_processes_is_part_of_a_recipe(make_run: Make, tmp_path: Path) -> None:
+    """Batch norm sees the samples of its own process alone."""
+    for devices, accuracy in ((1, 0.9), (8, 0.8)):
+        make_run("pact", 4, devices, accuracy, **{"trainer.devices": devices})
+    assert len(measured_table(find_runs(tmp_path)).rows) == 2
