@@ -24,4 +24,4 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "qexp"
     except RuntimeError:  # a user without a home folder
-        return Path(tempfile.gettempdir()) / "qexp-cache"
+        return Path(tempfile.gettempdir()) / f"qexp-cache-{os.getuid()}"

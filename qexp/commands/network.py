@@ -68,9 +68,14 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
     """
     if config.calibration is not None:
         return calibrated_network(config, source).quantized()
-    model = build_float(config, source)
     if not config.quantized:
-        return model
+        if config.gradient_bits is not None:
+            raise ConfigError(
+                f"gradient_bits={config.gradient_bits}: gradients are quantized behind quantized layers, and"
+                " nothing is quantized here; leave it out."
+            )
+        return build_float(config, source)
+    model = build_float(config, source)
     plan = make_plan(model, scheme(config, source), source.shape)
     _require_rounding(config, plan)
     return quantize_model(plan, _gradient(config))

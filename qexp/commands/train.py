@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run,
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
+
+log = logging.getLogger(__name__)
 
 
 def plan(config: Config) -> Planned:
@@ -144,7 +147,23 @@ def _network(planned: Planned) -> Any:
     seed_everything(planned.config.seed)
     network = build_network(planned.config, planned.source)
     check(network, planned.config, planned.run)
+    _warn_of_silence(network)
     return network
+
+
+def _warn_of_silence(network: Any) -> None:
+    """Name the layers whose weights all begin at the level 0: they pass nothing on and cannot learn."""
+    from qexp.quantizers.base import Quantizer
+
+    found = [module for module in network.modules() if isinstance(module, Quantizer) and module.real]
+    silent = [quantizer.site.name for quantizer in found if quantizer.silent(quantizer.real[0].detach())]
+    if silent:
+        names = f"{', '.join(silent[:3])}{' ...' if len(silent) > 3 else ''}"
+        log.warning(
+            f"{len(silent)} of {len(found)} layers begin with every quantized weight at 0 ({names}): nothing"
+            " passes them, and they learn nothing. Start from trained weights, take more bits, or a grid that"
+            " follows the weights (quantizer=qnn_linear: quantizer.weight.reach=1.25)."
+        )
 
 
 def _teacher(planned: Planned) -> Any:

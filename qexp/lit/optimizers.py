@@ -125,6 +125,9 @@ def shift_adamax(
     _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
     _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
     _refuse(variant not in ("paper", "authors"), f"optimizer.variant={variant}: choose paper or authors.")
+    for settings_of_group in settings:  # the scale of updates stands behind the power of two, as in their code
+        settings_of_group["scale"] = settings_of_group["lr"] / lr
+        settings_of_group["lr"] = lr
     return ShiftAdaMax(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps, variant=variant)
 
 

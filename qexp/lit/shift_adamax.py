@@ -1,5 +1,8 @@
 """Shift-based AdaMax: every product and quotient of an update is a shift by a power of two.
 
+The learning rate becomes the nearest power of two, whatever a schedule makes of it; only a scale of updates by fan
+(`update_scale=fan`, not `fan_power_of_two`) is none.
+
 Courbariaux et al. 2016, arXiv 1602.02830, algorithm 2 of the proceedings (4 of the preprint), and the authors'
 Torch code, which differs. AP2 is `qexp.ops.powers.ap2`.
 """
@@ -20,13 +23,13 @@ Variant = Literal["paper", "authors"]
 class ShiftAdaMax(torch.optim.Optimizer):
     """m = beta1 m + (1 - beta1) g and v = max(beta2 v, |g|), then one of two updates.
 
-    paper: w -= (lr AP2(1 - beta1)) m AP2(1 / v). The algorithm prints no power of beta1 and calls m what it never
-    defines; so it is read. Where v is 0, so is m, and nothing moves.
+    paper: w -= (AP2(lr) AP2(1 - beta1)) m AP2(1 / v), AP2 of the rate ours: the algorithm has 2^-10. It prints no
+    power of beta1 and calls m what it never defines; so it is read. Where v is 0, so is m, and nothing moves.
     authors: v = AP2(v) + eps, kept so, then w -= AP2(lr / (1 - beta1^t)) m / v.
 
     Args:
-        params: groups, each with an `lr` and a `weight_decay` (coupled) of its own.
-        lr: powers of two keep the update one: algorithm 2 has 2^-10.
+        params: groups, each with an `lr`, a `weight_decay` (coupled) and a `scale` of its updates of its own.
+        lr: above 0.
         betas: of the two averages.
         eps: of variant `authors`, 2^-27 there.
         variant: as above.
@@ -41,7 +44,7 @@ class ShiftAdaMax(torch.optim.Optimizer):
         eps: float,
         variant: Variant,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "variant": variant, "weight_decay": 0.0}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "variant": variant, "weight_decay": 0.0, "scale": 1.0}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -70,11 +73,15 @@ class ShiftAdaMax(torch.optim.Optimizer):
         mean = state["mean"].mul_(first).add_(gradient, alpha=1 - first)
         largest = torch.maximum(state["largest"].mul_(second), gradient.abs(), out=state["largest"])
         if group["variant"] == "paper":
-            factor = group["lr"] * float(ap2(torch.tensor(1 - first)))
+            factor = group["scale"] * _shift(group["lr"]) * _shift(1 - first)
             # Below the smallest normal number 1 / v has no float; there, as where v is 0, m is as good as 0.
             inverse = ap2(1 / largest.clamp(min=torch.finfo(torch.float32).tiny))
             parameter.sub_(factor * mean * torch.where(largest > 0, inverse, 0.0))
             return
         largest.copy_(ap2(largest)).add_(group["eps"])
-        factor = float(ap2(torch.tensor(group["lr"] / (1 - first ** state["step"]))))
+        factor = group["scale"] * _shift(group["lr"] / (1 - first ** state["step"]))
         parameter.addcdiv_(mean, largest, value=-factor)
+
+
+def _shift(value: float) -> float:
+    return float(ap2(torch.tensor(value)))

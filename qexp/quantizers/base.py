@@ -204,6 +204,10 @@ class Quantizer(nn.Module):
         """Take note of the layer's weights, in `real`, once, when it is put on them."""
         self.real = (weight,)
 
+    def silent(self, x: Tensor) -> bool:
+        """Say whether all of `x` becomes 0, on a grid that does not follow how large it is. Default: no."""
+        return False
+
     def auxiliary_loss(self) -> Tensor | None:
         """Return a scalar added to the loss inside the graph, after the forward pass. Default: None."""
         return None

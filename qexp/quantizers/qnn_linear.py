@@ -52,10 +52,11 @@ class LinearWeight(BoundedWeight):
     """Weights by LinearQuant; their gradient passes whole, and clipping them is its window.
 
     Args:
-        reach: None: the grid goes from -1 to 1, which wants a batch norm behind the layer. A number: to so many
-            times the mean of |w| on either side, taken anew at every pass and without a gradient, as He et al.
-            (arXiv 1611.10176) have it for recurrent networks, whose products nothing normalises: their scale of
-            2.5 is that of the whole range, which is 1.25 here.
+        reach: None: the grid goes from -1 to 1, which wants a batch norm behind the layer. A number: from
+            minus so many times the mean of |w| to a step short of as many, taken anew at every pass and without a
+            gradient. The scale is that of He et al. (arXiv 1611.10176) for recurrent networks, whose products
+            nothing normalises: 2.5 for the whole range, so 1.25 here. Their levels are symmetric, without a zero,
+            and their clip holds back the gradient beyond the range; here it passes whole.
 
     Raises:
         ConfigError: a reach that is not above 0, or one for a single bit, whose levels are -1 and 1.
@@ -74,6 +75,11 @@ class LinearWeight(BoundedWeight):
         if (reach := self._reach(x)) is None:
             return linear_quant(x, self.bits, self.rounding, window=None)
         return (linear_quant(x.float() / reach, self.bits, self.rounding, window=None) * reach).to(x.dtype)
+
+    @torch.no_grad()
+    def silent(self, x: Tensor) -> bool:
+        """Whether all weights are within half a step of 0."""
+        return 1 < self.bits < 32 and self.reach is None and not bool(self.codes(x).decode().any())
 
     def _reach(self, x: Tensor) -> Tensor | None:
         """The grid's end; a tensor of zeros takes the smallest there is, and stays zeros."""

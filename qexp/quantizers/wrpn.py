@@ -52,6 +52,11 @@ class WRPNWeight(Quantizer):
         """Return the quantized weights."""
         return wrpn_weight(x, self.bits, self.rounding)
 
+    @torch.no_grad()
+    def silent(self, x: Tensor) -> bool:
+        """Whether all weights are within half a step of 0."""
+        return self.bits < 32 and not bool(self.codes(x).decode().any())
+
     def codes(self, x: Tensor) -> Codes:
         """Return which of the 2^bits - 1 levels each weight takes."""
         steps = self.require_steps(None if self.bits == 32 else _steps(self.bits))

@@ -48,13 +48,26 @@ def built() -> Kernel | NoCompilerError:
     """Return the kernel, or the error why there is none: a second attempt would end in the same."""
     file = library()
     try:
-        if not file.exists():
-            _build(file)
+        _refuse_foreign(file.parent)
+        if file.exists():
+            try:
+                return Kernel(file)
+            except OSError:  # damaged, or built against another system's libraries
+                file.unlink()
+        _build(file)
         return Kernel(file)
     except NoCompilerError as error:
         return error
     except OSError as error:
         return NoCompilerError(f"engine xnor: the kernel cannot be kept in {file.parent} or loaded: {error}")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A library that somebody else may have put there is not loaded, unless the user named the folder."""
+    if "QEXP_CACHE" not in os.environ and folder.exists() and folder.stat().st_uid not in (os.getuid(), 0):
+        raise NoCompilerError(
+            f"engine xnor: {folder} belongs to another user; name a folder of yours in QEXP_CACHE."
+        )
 
 
 def _build(file: Path) -> None:

@@ -452,7 +452,7 @@ void each_word(int64_t rows, int64_t count, int threads, const Word& word) {
 void quantize_any(const float* values, int64_t count, float lowest, float step, int highest, uint8_t* codes) {
   for (int64_t element = 0; element < count; ++element) {
     const float level = std::nearbyint((values[element] - lowest) / step);
-    codes[element] = uint8_t(std::min(std::max(level, 0.0f), float(highest)));
+    codes[element] = uint8_t(level > 0.0f ? std::min(level, float(highest)) : 0.0f);  // of what is no number, too
   }
 }
 

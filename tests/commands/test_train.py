@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import qexp.files
 from qexp.commands import eval as evaluation
 from qexp.commands import train
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, OutputError, QexpError, TrainingError
+from qexp.layers.quantized import QuantLinear
+from qexp.quantizers.base import Site
+from qexp.quantizers.wrpn import WRPNWeight
 from qexp.runs import RunDirectory
 
 from ..composing import compose
@@ -219,3 +224,24 @@ def test_a_run_that_began_from_weights_is_evaluated_without_them(config, tmp_pat
     (Path(began["path"]) / "last.ckpt").unlink()
     assert hydra_app.main("eval", [record["path"], "trainer.device=cpu"]) == 0
     assert "the same as in" in capsys.readouterr().out
+
+
+def test_layers_that_begin_at_zero_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    layers = [
+        QuantLinear(nn.Linear(8, 8), WRPNWeight(2, Site(f"fc{index}", "weight", (8, 8))), None) for index in (1, 2)
+    ]
+    network = nn.Sequential(*layers)
+    with torch.no_grad():
+        layers[0].weight.fill_(0.4)
+        layers[1].weight.fill_(0.6)
+    train._warn_of_silence(network)
+    assert "1 of 2 layers begin with every quantized weight at 0 (fc1)" in caplog.text
+    layers[0].weight.data.fill_(0.6)
+    caplog.clear()
+    train._warn_of_silence(network)
+    assert caplog.text == ""
+
+
+def test_gradients_without_a_quantized_layer_are_refused(config) -> None:
+    with pytest.raises(ConfigError, match="gradient_bits=6: gradients are quantized behind quantized layers"):
+        train.run(config("quantizer=none", "gradient_bits=6"))

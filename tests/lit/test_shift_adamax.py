@@ -68,6 +68,35 @@ def test_updates_are_powers_of_two_of_the_mean() -> None:
     assert torch.equal(factor, factor.round())
 
 
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+@pytest.mark.parametrize("scale", ["none", "fan_power_of_two"])
+def test_whatever_the_schedule_says_an_update_is_a_shift(variant: str, scale: str) -> None:
+    weight = nn.Parameter(torch.zeros(3, 5))
+    groups = [optimizers.Group("weights", (weight,))]
+    optimizer = optimizers.shift_adamax(groups, variant=variant, update_scale=scale, eps=2.0**-126)  # type: ignore[arg-type]
+    optimizer.param_groups[0]["lr"] = 0.0123
+    weight.grad = torch.randn(3, 5)
+    optimizer.step()
+    factor = (weight / (0.125 * weight.grad)).abs().log2()
+    torch.testing.assert_close(factor, factor.round(), rtol=0, atol=1e-5)
+
+
+def test_the_authors_scale_stands_behind_the_power_of_two() -> None:
+    """Their code: stepSize = AP2(lr / (1 - beta1^t)), then times each layer's factor."""
+    weight = nn.Parameter(torch.zeros(10, 2048))
+    optimizer = optimizers.shift_adamax(
+        [optimizers.Group("weights", (weight,))],
+        lr=2**-6,
+        betas=(0.9, 0.999),
+        variant="authors",
+        update_scale="fan",
+    )
+    weight.grad = torch.ones(10, 2048)
+    optimizer.step()
+    expected = ap2(2**-6 / (1 - 0.9)) * math.sqrt(2058 / 1.5) * 0.1 / (1 + 2**-27)
+    torch.testing.assert_close(weight, torch.full_like(weight, -expected))
+
+
 def test_it_resumes() -> None:
     def run(weight: nn.Parameter, optimizer: torch.optim.Optimizer, gradients: torch.Tensor) -> None:
         for gradient in gradients:

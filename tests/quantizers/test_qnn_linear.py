@@ -52,3 +52,13 @@ def test_a_reach_scales_the_grid_by_the_mean_weight(bits: int) -> None:
 def test_a_reach_without_meaning_is_refused(bits: int, reach: float) -> None:
     with pytest.raises(ConfigError, match="reach="):
         LinearWeight(bits, Site("fc", "weight", (3, 3)), reach=reach)
+
+
+def test_weights_that_all_round_to_zero_are_noticed() -> None:
+    small = torch.full((3, 4), 0.05)
+    assert LinearWeight(4, Site("fc", "weight", (3, 4))).silent(small)
+    assert not LinearWeight(4, Site("fc", "weight", (3, 4))).silent(small * 2)
+    assert not LinearWeight(4, Site("fc", "weight", (3, 4)), reach=1.25).silent(small)
+    assert not LinearWeight(1, Site("fc", "weight", (3, 4))).silent(small) and not LinearWeight(
+        32, Site("fc", "weight", (3, 4))
+    ).silent(small)

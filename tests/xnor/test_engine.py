@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -273,6 +274,35 @@ def test_a_kernel_that_is_built_needs_no_compiler(product: TorchProduct, monkeyp
     extension.built.cache_clear()
     try:
         assert products(pytest.fail).name == "native"
+    finally:
+        extension.built.cache_clear()
+
+
+def test_a_damaged_build_is_made_again(
+    product: TorchProduct, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if product.name != "native":
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setenv("QEXP_CACHE", str(tmp_path))
+    extension.library().write_bytes(b"no library")
+    extension.built.cache_clear()
+    try:
+        assert products(pytest.fail).name == "native"
+    finally:
+        extension.built.cache_clear()
+
+
+def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("QEXP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "qexp").mkdir()
+    monkeypatch.setattr(extension.os, "getuid", lambda: 12345)
+    if (tmp_path / "qexp").stat().st_uid == 0:
+        os.chown(tmp_path / "qexp", 54321, 54321)
+    extension.built.cache_clear()
+    try:
+        with pytest.raises(extension.NoCompilerError, match="belongs to another user"):
+            extension.native()
     finally:
         extension.built.cache_clear()
 
