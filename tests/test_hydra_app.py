@@ -276,7 +276,7 @@ def test_encoded_overrides_are_shown_as_typed(override: str) -> None:
 
 
 def test_eval_and_explain_compose_the_same_tree() -> None:
-    assert compose("bits=2", command="explain")["explain"] == {"run": None, "format": "text"}
+    assert compose("bits=2", command="explain")["explain"] == {"run": None, "format": "text", "fold": False}
     assert compose("bits=2", command="eval")["eval"] == {"run": None, "split": "test"}
 
 

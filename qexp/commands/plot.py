@@ -96,19 +96,22 @@ def _artefact(artefact: Artefact, arguments: argparse.Namespace) -> int:
     if folder.suffix in SUFFIXES:
         raise ConfigError(f"--output {folder}: a folder, for {artefact.full_name} has more than one figure")
     runs = runs_of(artefact, arguments.runs)
-    for name, figure in _figures(artefact, runs, arguments):
+    for name, figure in _figures(artefact, runs, arguments.only, whole=arguments.runs is None):
         save(figure, folder / f"{name}.png")
         print(f"wrote {folder / f'{name}.png'}")
     return 0
 
 
 def _figures(
-    artefact: Artefact, runs: Sequence[Run], arguments: argparse.Namespace
+    artefact: Artefact, runs: Sequence[Run], only: str, *, whole: bool = False
 ) -> Iterator[tuple[str, Figure]]:
-    """Yield the name and the figure of each; what runs show of themselves only where there are runs."""
+    """Yield the name and the figure of each; what runs show of themselves only where there are runs.
+
+    Args:
+        whole: the runs are all those of the artefact's experiment: curves are shown also where no cell is.
+    """
     from qexp.report import artefact_plots, plots
 
-    only = arguments.only
     if artefact.figure == "system":
         yield "system", _system_figure(artefact, only)
         return
@@ -116,7 +119,7 @@ def _figures(
     yield "cells", artefact_plots.cells_figure(artefact, runs, only)
     begun = [run for run in measuring(artefact, runs) if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves":
-        for name, of_network in _by_network(artefact, runs if arguments.runs is None else begun).items():
+        for name, of_network in _by_network(artefact, runs if whole else begun).items():
             yield name, plots.curves_figure(of_network)
     if artefact.figure in ("alpha", "scan"):
         for run in begun:

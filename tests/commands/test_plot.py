@@ -56,3 +56,20 @@ def test_mistakes(tmp_path: Path) -> None:
         plot.main(["pact/table1", "--only", "vgg", "--output", str(tmp_path / "figures")])
     assert not (tmp_path / "figures").exists()
     assert not (other / "figures").exists()
+
+
+def test_curves_of_a_figure_show_every_network_also_without_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figure 4's panels a to e print no number; their runs are drawn all the same, each network by itself."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("resnet20", "svhn")):
+        run = make_run(Path("outputs/pact/fig4"), seed)
+        plain = yaml.safe_load((run / "config.yaml").read_text())
+        plain["names"] = {"model": name, "dataset": "cifar10", "quantizer": "pact"}
+        (run / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert plot.main(["pact/fig4"]) == 0
+    made = sorted(path.name for path in Path("outputs/pact/fig4/figures").iterdir())
+    assert made == ["cells.png", "curves-resnet20.png", "curves-svhn.png"]
+    assert plot.main(["pact/fig4", "--runs", "outputs/pact/fig4", "--output", "named"]) == 0
+    assert [path.name for path in Path("named").iterdir()] == ["cells.png"], "of any runs those of a cell alone"

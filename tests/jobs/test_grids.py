@@ -57,7 +57,7 @@ def test_an_interval_is_no_list() -> None:
 
 
 def test_a_glob_picks_from_the_options_of_its_group() -> None:
-    jobs = expand([], {}, ["quantizer=glob([lsq*,pwlq*],exclude=*_both)", "bits=4"], loader())
+    jobs = expand([], {}, ["quantizer=glob([lsq*,pwlq*],exclude=[*_both,*_activation])", "bits=4"], loader())
     assert [" ".join(job) for job in jobs] == [f"quantizer={name} bits=4" for name in ("lsq", "lsq_plus", "pwlq")]
     widths = [f"bits=w8a{width}" for width in (*range(1, 9), 32)]
     found = expand(["bits=glob(w8a*)", "bits=4"], {"quantizer": "glob(pact*)"}, [], loader())
