@@ -117,9 +117,12 @@ def _figures(
         return
     check_only(only, [cell.row for cell in artefact.cells])
     yield "cells", artefact_plots.cells_figure(artefact, runs, only)
-    begun = [run for run in measuring(artefact, runs) if RunDirectory(run.path).metrics.rows()]
+    every = whole and artefact.figure == "curves"
+    begun = [
+        run for run in (runs if every else measuring(artefact, runs)) if RunDirectory(run.path).metrics.rows()
+    ]
     if artefact.figure == "curves":
-        for name, of_network in _by_network(artefact, runs if whole else begun).items():
+        for name, of_network in _by_network(artefact, begun).items():
             yield name, plots.curves_figure(of_network)
     if artefact.figure in ("alpha", "scan"):
         for run in begun:
@@ -129,11 +132,11 @@ def _figures(
 
 
 def _by_network(artefact: Artefact, runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs that have begun, by the name of their figure: one for each network, also without a cell."""
+    """Return the runs of the artefact's command by the name of their figure, one for each network."""
     named: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.config and facts(run).command == artefact.command and RunDirectory(run.path).metrics.rows():
-            named.setdefault(f"curves-{facts(run).model}", []).append(run)
+    for one in (facts(run) for run in runs if run.config):
+        if one.command == artefact.command:
+            named.setdefault(f"curves-{one.model}", []).append(one.run)
     return {"curves": next(iter(named.values()))} if len(named) == 1 else named
 
 

@@ -153,9 +153,9 @@ def _network(planned: Planned) -> Any:
 
 def _warn_of_silence(network: Any) -> None:
     """Name the layers whose weights all begin at the level 0: they pass nothing on and cannot learn."""
-    from qexp.quantizers.base import Quantizer
+    from qexp.quantizers.base import named_quantizers
 
-    found = [module for module in network.modules() if isinstance(module, Quantizer) and module.real]
+    found = [quantizer for _, quantizer in named_quantizers(network) if quantizer.real]
     silent = [quantizer.site.name for quantizer in found if quantizer.silent(quantizer.real[0].detach())]
     if silent:
         names = f"{', '.join(silent[:3])}{' ...' if len(silent) > 3 else ''}"

@@ -120,14 +120,16 @@ def shift_adamax(
     update_scale: UpdateScale = "none",
 ) -> torch.optim.Optimizer:
     """Shift-based AdaMax; `qexp.lit.shift_adamax` has the formulas. `eps` is for variant=authors alone."""
-    settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
+    scaled = by_fan(groups, update_scale)
+    # The scale of updates stands behind the power of two that the rate becomes, as in the authors' code.
+    settings = [
+        {**setting, "lr": lr, "scale": group.lr_factor}
+        for setting, group in zip(_settings(scaled, lr, weight_decay, decay), scaled, strict=True)
+    ]
     wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
     _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
     _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
     _refuse(variant not in ("paper", "authors"), f"optimizer.variant={variant}: choose paper or authors.")
-    for settings_of_group in settings:  # the scale of updates stands behind the power of two, as in their code
-        settings_of_group["scale"] = settings_of_group["lr"] / lr
-        settings_of_group["lr"] = lr
     return ShiftAdaMax(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps, variant=variant)
 
 

@@ -128,16 +128,23 @@ def optimal_edges(m: Tensor, breakpoints: int, shape: Shape) -> Tensor:
 def _between(low: Tensor, high: Tensor, density: Density, end: Tensor | None, halvings: int) -> Tensor:
     """Return where the error's slope turns positive between two edges; `end` is the mass up to `high`."""
     mass_low, mass_high = density.cdf(low), density.cdf(high) if end is None else end
-    left, right = low.clone(), high.clone()
+
+    def slope(p: Tensor) -> Tensor:
+        mass, height = density.cdf(p), density.pdf(p)
+        below, above = p - low, high - p
+        inner = 2 * below * (mass - mass_low) + below.square() * height
+        return inner - (2 * above * (mass_high - mass) + above.square() * height)
+
+    return _turn(slope, low, high, halvings)
+
+
+def _turn(slope: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int) -> Tensor:
+    """Return where a slope that is negative at `low` and turns once comes to 0, by halving the interval."""
     for _ in range(halvings):
-        middle = (left + right) / 2
-        mass, height = density.cdf(middle), density.pdf(middle)
-        below, above = middle - low, high - middle
-        slope = 2 * below * (mass - mass_low) + below.square() * height
-        slope -= 2 * above * (mass_high - mass) + above.square() * height
-        falling = slope < 0
-        left, right = torch.where(falling, middle, left), torch.where(falling, right, middle)
-    return (left + right) / 2
+        middle = (low + high) / 2
+        falling = slope(middle) < 0
+        low, high = torch.where(falling, middle, low), torch.where(falling, high, middle)
+    return (low + high) / 2
 
 
 def overlapping_error(edge: Tensor, m: Tensor, bits: int, shape: Shape) -> Tensor:
@@ -156,12 +163,12 @@ def overlapping_edges(m: Tensor, shape: Shape) -> Tensor:
         m: float64, largest magnitude in standard deviations, above 0.
     """
     density = DENSITIES[shape]
-    left, right = torch.zeros_like(m), m.clone()
-    for _ in range(FINE):
-        p = (left + right) / 2
-        falling = p * (2 * density.cdf(p) - 1) < density.pdf(p) * (m.square() - p.square())
-        left, right = torch.where(falling, p, left), torch.where(falling, right, p)
-    return torch.stack([torch.zeros_like(m), (left + right) / 2, m])
+
+    def slope(p: Tensor) -> Tensor:  # half of it
+        return p * (2 * density.cdf(p) - 1) - density.pdf(p) * (m.square() - p.square())
+
+    nothing = torch.zeros_like(m)
+    return torch.stack([nothing, _turn(slope, nothing, m, FINE), m])
 
 
 def search_ratio(error: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:

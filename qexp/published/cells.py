@@ -198,7 +198,7 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
-                recipe={**recipe, **{key: keys[key] for key in recipe if key in keys}},
+                recipe={key: keys.get(key, value) for key, value in recipe.items()},
                 experiment=_experiment(plain, name, body),
                 run=entry.get("run", "") or _network(plain, keys),
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},

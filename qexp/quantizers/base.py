@@ -115,6 +115,9 @@ class Quantizer(nn.Module):
     scope: str = "layer"
     """How many learned values it has: `layer`, `channel`, `element`, or `network`, shared by all sites."""
 
+    fixed_grid: bool = False
+    """Whether its levels stay where they are, however large the weights."""
+
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
         super().__init__()
         if bits not in self.supported_bits:
@@ -204,9 +207,10 @@ class Quantizer(nn.Module):
         """Take note of the layer's weights, in `real`, once, when it is put on them."""
         self.real = (weight,)
 
+    @torch.no_grad()
     def silent(self, x: Tensor) -> bool:
-        """Say whether all of `x` becomes 0, on a grid that does not follow how large it is. Default: no."""
-        return False
+        """Say whether a fixed grid makes all of `x` 0; a grid that follows it does not."""
+        return self.fixed_grid and self.bits < 32 and not bool(self.codes(x).decode().any())
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return a scalar added to the loss inside the graph, after the forward pass. Default: None."""

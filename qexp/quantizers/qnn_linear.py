@@ -66,7 +66,7 @@ class LinearWeight(BoundedWeight):
         super().__init__(bits, site, rounding)
         if reach is not None and (isinstance(reach, (bool, str)) or not 0 < reach < math.inf or bits == 1):
             raise ConfigError(f"{site.name}: reach={reach}: a number above 0, and for 2 bits or more; or null.")
-        self.reach = reach
+        self.reach, self.fixed_grid = reach, reach is None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded weights."""
@@ -75,11 +75,6 @@ class LinearWeight(BoundedWeight):
         if (reach := self._reach(x)) is None:
             return linear_quant(x, self.bits, self.rounding, window=None)
         return (linear_quant(x.float() / reach, self.bits, self.rounding, window=None) * reach).to(x.dtype)
-
-    @torch.no_grad()
-    def silent(self, x: Tensor) -> bool:
-        """Whether all weights are within half a step of 0."""
-        return 1 < self.bits < 32 and self.reach is None and not bool(self.codes(x).decode().any())
 
     def _reach(self, x: Tensor) -> Tensor | None:
         """The grid's end; a tensor of zeros takes the smallest there is, and stays zeros."""

@@ -42,6 +42,7 @@ class WRPNWeight(Quantizer):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
+    fixed_grid = True
     level: Tensor
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
@@ -51,11 +52,6 @@ class WRPNWeight(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized weights."""
         return wrpn_weight(x, self.bits, self.rounding)
-
-    @torch.no_grad()
-    def silent(self, x: Tensor) -> bool:
-        """Whether all weights are within half a step of 0."""
-        return self.bits < 32 and not bool(self.codes(x).decode().any())
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the 2^bits - 1 levels each weight takes."""

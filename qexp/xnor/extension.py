@@ -63,7 +63,7 @@ def built() -> Kernel | NoCompilerError:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """A library that somebody else may have put there is not loaded, unless the user named the folder."""
+    """Refuse a library that somebody else may have put there, unless the user named the folder."""
     if "QEXP_CACHE" not in os.environ and folder.exists() and folder.stat().st_uid not in (os.getuid(), 0):
         raise NoCompilerError(
             f"engine xnor: {folder} belongs to another user; name a folder of yours in QEXP_CACHE."
@@ -84,9 +84,7 @@ def _build(file: Path) -> None:
         line = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
-            said = [
-                line for line in done.stderr.splitlines() if "error" in line.lower()
-            ] or done.stderr.splitlines()
-            why = said[0][:200] if said else f"it ended with {done.returncode}"
-            raise NoCompilerError(f"engine xnor: {compiler[0]} cannot build the kernel: {why}")
+            said = done.stderr.splitlines() or [f"it ended with {done.returncode}"]
+            why = next((words for words in said if "error" in words.lower()), said[0])
+            raise NoCompilerError(f"engine xnor: {compiler[0]} cannot build the kernel: {why[:200]}")
         made.replace(file)

@@ -1,10 +1,11 @@
-"""The C++ kernel for torch's tensors, on the CPU. Shapes are checked here, where a wrong one would read beyond."""
+"""The C++ kernel for torch's tensors, on the CPU; it trusts the shapes that are checked here."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,29 +50,22 @@ class Kernel:
     def __init__(self, library: Path) -> None:
         functions = ctypes.CDLL(str(library))
         pointer, whole, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        self._product = functions.qexp_product
-        self._product.argtypes = [ctypes.POINTER(_Problem), small, small]
-        self._pack_signs = functions.qexp_pack_signs
-        self._pack_signs.argtypes = [pointer, whole, whole, pointer, small]
-        self._pack_codes = functions.qexp_pack_codes
-        self._pack_codes.argtypes = [pointer, whole, whole, small, pointer, small]
-        self._quantize = functions.qexp_quantize
-        self._quantize.argtypes = [pointer, whole, ctypes.c_float, ctypes.c_float, small, pointer, small]
-        self._rate = functions.qexp_popcount_rate
-        self._rate.argtypes, self._rate.restype = [small, ctypes.c_double], ctypes.c_double
-        self._wish_large_pages = functions.qexp_wish_large_pages
-        self._wish_large_pages.argtypes = [pointer, whole]
-        for function in (
-            self._product,
-            self._pack_signs,
-            self._pack_codes,
-            self._quantize,
-            self._wish_large_pages,
-        ):
-            function.restype = None
-        self.best_path = int(functions.qexp_best_path())
+        real, exact = ctypes.c_float, ctypes.c_double
+
+        def function(name: str, *arguments: Any, result: Any = None) -> Any:
+            found = functions[f"qexp_{name}"]
+            found.argtypes, found.restype = arguments, result
+            return found
+
+        self._product = function("product", ctypes.POINTER(_Problem), small, small)
+        self._pack_signs = function("pack_signs", pointer, whole, whole, pointer, small)
+        self._pack_codes = function("pack_codes", pointer, whole, whole, small, pointer, small)
+        self._quantize = function("quantize", pointer, whole, real, real, small, pointer, small)
+        self._rate = function("popcount_rate", small, exact, result=exact)
+        self._wish_large_pages = function("wish_large_pages", pointer, whole)
+        self.best_path: int = function("best_path", result=small)()
         """The fastest way that this processor has: 0 portable, 1 AVX2, 2 AVX-512 with a popcount of its own."""
-        self.has_bytes = bool(functions.qexp_has_bytes())
+        self.has_bytes = bool(function("has_bytes", result=small)())
         """Whether products of bytes run here (AVX-512 VNNI)."""
 
     def product(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,9 @@ from qexp.quantizers.base import Site
 from qexp.quantizers.corrected import CorrectedWeight
 from qexp.quantizers.uniform import UniformWeight
 
+from ..golden import REWRITE, asked, recorded, seven_digits, write
+
 FILE = Path(__file__).with_name("golden.json")
-REWRITE = "QEXP_WRITE_GOLDEN"
 
 Numbers = list[float]
 
@@ -118,12 +116,11 @@ def _key(node: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("key", "compute"), cases().items(), ids=cases())
 def test_the_numbers_are_those_of_this_version(key: str, compute: Callable[[], Numbers]) -> None:
-    known = json.loads(FILE.read_text()) if FILE.exists() else {}
+    known = recorded(FILE)
     now = compute()
-    if os.environ.get(REWRITE) and key not in known:  # what is there is never written again
-        known[key] = [float(f"{value:.7g}") for value in now]
-        text = json.dumps(known, indent=1, sort_keys=True)
-        FILE.write_text(re.sub(r"\[[^]]*\]", lambda match: " ".join(match[0].split()), text) + "\n")
+    if asked() and key not in known:
+        known[key] = seven_digits(now)
+        write(FILE, known)
     assert key in known, (
         f"{FILE.name} holds no numbers of {key}. Check its maths by a test, then add them: {REWRITE}=1 python -m"
         " pytest tests/calibration/test_golden.py"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,9 @@ from qexp.ops.rounding import ste
 from qexp.paths import config_dir
 from qexp.quantizers.base import Site
 
+from ..golden import REWRITE, asked, recorded, seven_digits, write
+
 FILE = Path(__file__).with_name("golden.json")
-REWRITE = "QEXP_WRITE_GOLDEN"
 SITES = {
     "weight": Site("conv", "weight", (3, 7)),
     "activation": Site("act", "activation", (7,)),
@@ -77,26 +75,15 @@ def numbers(node: dict[str, Any], role: str) -> dict[str, dict[str, list[float]]
 CASES = [pytest.param(key, node, role, id=f"{key}-{role}") for key, node, role in quantizers()]
 
 
-def recorded() -> dict[str, Any]:
-    return json.loads(FILE.read_text()) if FILE.exists() else {}
-
-
-def laid_out(known: dict[str, Any]) -> str:
-    """JSON with one line for each list of numbers."""
-    text = json.dumps(known, indent=1, sort_keys=True)
-    return re.sub(r"\[[^]]*\]", lambda match: " ".join(match[0].split()), text) + "\n"
-
-
 @pytest.mark.parametrize(("key", "node", "role"), CASES)
 def test_the_numbers_are_those_of_this_version(key: str, node: dict[str, Any], role: str) -> None:
-    now, known = numbers(node, role), recorded()
-    if os.environ.get(REWRITE) and not now.keys() <= known.get(key, {}).keys():
+    now, known = numbers(node, role), recorded(FILE)
+    if asked() and not now.keys() <= known.get(key, {}).keys():
         rounded = {
-            case: {name: [float(f"{value:.7g}") for value in values] for name, values in lists.items()}
-            for case, lists in now.items()
+            case: {name: seven_digits(values) for name, values in lists.items()} for case, lists in now.items()
         }
         known[key] = {**rounded, **known.get(key, {})}  # what is there is never written again
-        FILE.write_text(laid_out(known))
+        write(FILE, known)
     assert now.keys() <= known.get(key, {}).keys(), (
         f"{FILE.name} holds no numbers of {key}. Is its maths new, or its version? Check them against the "
         f"paper's formulas by a test, then add them: {REWRITE}=1 python -m pytest tests/quantizers/test_golden.py"
