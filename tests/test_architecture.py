@@ -26,6 +26,7 @@ BESIDE = {
     "bits": 0,
     "files": 0,
     "forkserver": 0,
+    "published": 0,
     "graph": 3,
     "calibration": 4,
     "xnor": 4,
@@ -42,7 +43,6 @@ BESIDE = {
     "identity": 4,
     "runs": 4,
     "saved": 4,
-    "published": 4,
     "report": 4,
     # around hydra_app
     "interrupts": 1,
@@ -55,7 +55,7 @@ BESIDE = {
 RANK = {**{name: float(place) for place, name in enumerate(LINE)}, **BESIDE}
 
 COMPOSITION = ("jobs.security", "jobs.messages", "jobs.composition", "jobs.grids", "jobs.experiments")
-"""Of jobs, what composes configurations and runs none: it takes nothing but `bits`, and commands may ask it."""
+"""Of jobs, what composes configurations and runs none: it takes nothing but `bits` and `published`, and commands may ask it."""
 
 WITHOUT_TORCH = (
     "report",

@@ -31,6 +31,7 @@ def mine(tmp_path: Path) -> Path:
         (["quantzer=pact"], "unknown key 'quantzer'. Did you mean 'quantizer'?"),
         (["+sed=3"], "unknown key 'sed'. Did you mean 'seed'?"),
         (["experiment=pact/nofig"], "unknown experiment 'pact/nofig'."),
+        (["experiment=qnn/kernels"], "no run is made for it. `qexp table qnn/kernels`"),
         (["bits=9"], "bits=9: a width is 1 to 8, or 32"),
         (["bits=w4a9"], "bits=w4a9: a width is 1 to 8, or 32"),
         (["bits.weight=9"], "bits.weight=9: a width is 1 to 8, or 32"),

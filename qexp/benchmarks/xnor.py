@@ -1,39 +1,35 @@
-"""The topic `xnor`: products on packed bits against torch's, beside what popcount alone can do here."""
+"""The topics `xnor` and `kernels`: products on packed bits against torch's, beside what popcount alone can do here."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from qexp.benchmarks.measure import Measure, in_turns, milliseconds, ratios, spread
 from qexp.convert import quantize_model
 from qexp.graph.plan import make_plan
 from qexp.graph.scheme import Method, Scheme, Widths
-from qexp.layers.quantized import QuantConv2d
-from qexp.models.qnn import QNNMLP
-from qexp.quantizers.base import Site
+from qexp.layers.quantized import float_output
+from qexp.models.qnn import QNNMLP, QNNConvNet
+from qexp.published import Artefact, load_artefact
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
-from qexp.xnor.engine import make_engine
+from qexp.xnor.engine import Engine, make_engine
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.fusion import FusedMLP
-from qexp.xnor.grids import Grid
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.packing import pack_planes
 from qexp.xnor.product import NativeProduct, linear_geometry
 
-SIDE = 4096
+SIDE, FIGURE_SIDE = 4096, 8192
+"""Of the matrices of the topic `xnor`, and of the paper's figure."""
 PRODUCT_RATIO, NETWORK_RATIO = 20.0, 12.0
-BATCH = 1000
+BATCH, FIGURE_BATCH, CONVOLUTION_BATCH = 1000, 10_000, 50
 HIDDEN = (4096, 4096, 4096)
-CONVOLUTIONS = ((128, 128, 32), (128, 256, 16), (256, 256, 16), (256, 512, 8), (512, 512, 8))
-"""Channels in and out and side of the CIFAR-10 ConvNet's binary convolutions, 3 x 3."""
-CONVOLUTION_BATCH = 50
 
-SIGNS = Grid(bits=1, levels=2, half_step=torch.tensor(1.0), shift=0)
 Works = dict[str, Callable[[], object]]
 
 
@@ -47,12 +43,36 @@ def measures(rounds: int) -> Iterator[Measure]:
     torch.manual_seed(0)
     with torch.no_grad():
         yield from _limit(product, rounds)
-        yield from _compared(f"{SIDE}^3 product", _large(product), rounds, 2 * SIDE**3, PRODUCT_RATIO)
-        yield from _compared(f"MNIST MLP, batch {BATCH}", _network(product), rounds, None, NETWORK_RATIO)
-        for inputs, outputs, side in CONVOLUTIONS:
-            operations = 2 * 9 * inputs * outputs * side**2 * CONVOLUTION_BATCH
-            works = _convolution(product, inputs, outputs, side)
-            yield from _compared(f"3x3 {inputs}-{outputs} at {side}x{side}", works, rounds, operations, None)
+        yield from _compared(f"{SIDE}^3 product", _product(product, SIDE), rounds, 2 * SIDE**3, PRODUCT_RATIO)
+        yield from _compared(f"MNIST MLP, batch {BATCH}", _mlp(product, BATCH), rounds, None, NETWORK_RATIO)
+        yield from _convnet(product, rounds)
+
+
+def kernels(rounds: int) -> Iterator[Measure]:
+    """Yield the two ratios of the paper's kernel figure (`qnn/kernels`), float32 / packed, beside the printed ones.
+
+    Theirs are of a GPU: cuBLAS / the XNOR kernel. Here torch's own product is what cuBLAS is there.
+    """
+    figure = load_artefact("qnn/kernels")
+    try:
+        product = NativeProduct(native())
+    except NoCompilerError as error:
+        yield Measure("kernels", "8192^3 product, float32 / packed", None, basis=str(error))
+        return
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for column, operations, make in (
+            ("8192^3 product", 2 * FIGURE_SIDE**3, lambda: _product(product, FIGURE_SIDE)),
+            ("MNIST network", None, lambda: _mlp(product, FIGURE_BATCH)),
+        ):
+            works = {name: work for name, work in make().items() if name in ("packed", "float32")}
+            (found,) = _compared(column, works, rounds, operations, topic="kernels")
+            yield replace(found, basis=f"{found.basis}; published, on a GPU: {_published(figure, column):.2f}")
+
+
+def _published(figure: Artefact, column: str) -> float:
+    seconds = {cell.row: cell.value for cell in figure.cells if cell.column == column}
+    return seconds["cuBLAS"] / seconds["XNOR kernel"]
 
 
 def _limit(product: NativeProduct, rounds: int) -> Iterator[Measure]:
@@ -62,7 +82,12 @@ def _limit(product: NativeProduct, rounds: int) -> Iterator[Measure]:
 
 
 def _compared(
-    what: str, works: Works, rounds: int, operations: int | None, limit: float | None
+    what: str,
+    works: Works,
+    rounds: int,
+    operations: int | None = None,
+    limit: float | None = None,
+    topic: str = "xnor",
 ) -> Iterator[Measure]:
     seconds = in_turns(works, rounds, warm_up=1)
     packed = statistics.median(seconds["packed"])
@@ -71,16 +96,16 @@ def _compared(
         basis = f"{milliseconds(seconds[name])} / {milliseconds(seconds['packed'])}{rate}"
         kept = limit if name == "float32" else None
         found = ratios(seconds[name], seconds["packed"])
-        yield Measure("xnor", f"{what}, {name} / packed", found, kept, "{:.1f}", at_least=True, basis=basis)
+        yield Measure(topic, f"{what}, {name} / packed", found, kept, "{:.1f}", at_least=True, basis=basis)
 
 
-def _large(product: NativeProduct) -> Works:
-    left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    weight = product.weight(pack_planes((right >= 0).unsqueeze(1), 1), SIDE, 1)
-    base = torch.full((1, SIDE), SIDE, dtype=torch.int32)
-    geometry = linear_geometry(SIDE)
+def _product(product: NativeProduct, side: int) -> Works:
+    left, right = torch.randn(side, side), torch.randn(side, side)
+    weight = product.weight(pack_planes((right >= 0).unsqueeze(1), 1), side, 1)
+    base = torch.full((1, side), side, dtype=torch.int32)
+    geometry = linear_geometry(side)
     turned, half = right.t().contiguous(), (left.bfloat16(), right.t().contiguous().bfloat16())
-    signs = [torch.where(side >= 0, 1, -1).to(torch.int8) for side in (left, turned)]
+    signs = [torch.where(each >= 0, 1, -1).to(torch.int8) for each in (left, turned)]
     return {
         "packed": lambda: product.sums(product.signs(left), weight, geometry, base),
         "float32": lambda: left @ turned,
@@ -89,37 +114,84 @@ def _large(product: NativeProduct) -> Works:
     }
 
 
-def _network(product: NativeProduct) -> Works:
+def _binary(network: nn.Module, shape: tuple[int, int, int], product: NativeProduct) -> Engine:
+    """Return a network with binary weights and activations, 8-bit images, on packed bits."""
+    one, method = Widths(1, 1), Method("qnn_binary", BinaryWeight, BinaryActivation)
+    scheme = Scheme(method, one, Widths(1, 8), one, input_range=((-1.0,), (1.0,)))
+    return make_engine(quantize_model(make_plan(network, scheme, shape)).eval(), product)
+
+
+def _mlp(product: NativeProduct, batch: int) -> Works:
     """The whole network: codes of the image, packing, four layers, batch norms, signs."""
     shape = (1, 28, 28)
 
     def network() -> nn.Module:
         return QNNMLP(input_shape=shape, num_classes=10, hidden=HIDDEN).eval()
 
-    images = torch.randint(256, (BATCH, *shape)) / 127.5 - 1
-    model, half, half_images = network(), network().bfloat16(), images.bfloat16()
-    one, method = Widths(1, 1), Method("qnn_binary", BinaryWeight, BinaryActivation)
-    scheme = Scheme(method, one, Widths(1, 8), one, input_range=((-1.0,), (1.0,)))
-    fake = quantize_model(make_plan(network(), scheme, shape)).eval()
-    fused = FusedMLP(make_engine(fake, product).network, len(HIDDEN))
+    fused = FusedMLP(_binary(network(), shape, product).network, len(HIDDEN))
+    return _against(lambda images: fused(images), network, _images(batch, shape))
+
+
+def _convnet(product: NativeProduct, rounds: int) -> Iterator[Measure]:
+    """The CIFAR-10 network, layer by layer and as `qexp eval engine=xnor` runs it: not fused."""
+    shape = (3, 32, 32)
+
+    def network() -> nn.Module:
+        return QNNConvNet(input_shape=shape, num_classes=10).eval()
+
+    engine, images = _binary(network(), shape, product), _images(CONVOLUTION_BATCH, shape)
+    seen: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda module, inputs: seen.update({module.name: inputs[0]}))
+        for layer in engine.layers
+    ]
+    engine.network(images)
+    for handle in handles:
+        handle.remove()
+    for layer in engine.layers:
+        x = seen[layer.name]
+        works, geometry = _layer(layer, x), layer.geometry(x)
+        sums = geometry.images * geometry.out_height * geometry.out_width * layer.weight.outputs
+        yield from _compared(_shape(layer, x), works, rounds, 2 * sums * layer.codes[0].numel())
+    whole = _against(engine.network, network, images)
+    yield from _compared(f"CIFAR-10 ConvNet, batch {CONVOLUTION_BATCH}", whole, rounds)
+
+
+def _shape(layer: IntegerLayer, x: Tensor) -> str:
+    bits = "" if layer.grid.bits == 1 else f" of {layer.grid.bits} bits"
+    inputs, outputs = layer.codes.shape[1], layer.weight.outputs
+    if x.dim() == 2:
+        return f"linear {inputs}{bits}-{outputs}"
+    height, width = layer.kernel
+    return f"{height}x{width} {inputs}{bits}-{outputs} at {x.shape[2]}x{x.shape[3]}"
+
+
+def _layer(layer: IntegerLayer, x: Tensor) -> Works:
+    """One layer, from float values to sums; signs are taken of rows, an image's codes of its pixels."""
+    geometry, product, weight = layer.geometry(x), layer.product, layer.layer.weight
+    base = layer.base(geometry)
+    if x.dim() == 4:
+        x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
+    half, half_x = weight.bfloat16(), x.bfloat16()
+    rows = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(-1, layer.codes.shape[1])
+    signs = layer.grid.bits == 1
     return {
-        "packed": lambda: fused(images),
+        "packed": lambda: product.sums(
+            product.signs(rows) if signs else layer.packed_input(x), layer.weight, geometry, base
+        ),
+        "float32": lambda: float_output(layer.layer, x, weight),
+        "bfloat16": lambda: float_output(layer.layer, half_x, half),
+    }
+
+
+def _against(packed: Callable[[Tensor], Tensor], network: Callable[[], nn.Module], images: Tensor) -> Works:
+    model, half, half_images = network(), network().bfloat16(), images.bfloat16()
+    return {
+        "packed": lambda: packed(images),
         "float32": lambda: model(images),
         "bfloat16": lambda: half(half_images),
     }
 
 
-def _convolution(product: NativeProduct, inputs: int, outputs: int, side: int) -> Works:
-    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    x = torch.randn(CONVOLUTION_BATCH, inputs, side, side).contiguous(memory_format=torch.channels_last)
-    weight = BinaryWeight(1, Site("layer", "weight", tuple(layer.weight.shape)))
-    packed = IntegerLayer("layer", QuantConv2d(layer, weight, None), SIGNS, product)
-    geometry = packed.geometry(x)
-    rows = x.permute(0, 2, 3, 1).reshape(-1, inputs)
-    layer = layer.to(memory_format=torch.channels_last)
-    half, half_x = layer.weight.bfloat16(), x.bfloat16()
-    return {
-        "packed": lambda: product.sums(product.signs(rows), packed.weight, geometry, packed.base(geometry)),
-        "float32": lambda: F.conv2d(x, layer.weight, padding=1),
-        "bfloat16": lambda: F.conv2d(half_x, half, padding=1),
-    }
+def _images(batch: int, shape: tuple[int, int, int]) -> Tensor:
+    return torch.randint(256, (batch, *shape)) / 127.5 - 1

@@ -31,11 +31,12 @@ TOPICS = {
     "memory": "bytes kept for the backward pass, quantized / float (1.35); the peak on a GPU too",
     "ptq": "ResNet50: PWLQ weights / uniform ones (3), a forward pass with each observer (1.3; 2.5)",
     "xnor": "float32 / packed bits: a 4096^3 product (20), the MNIST MLP at batch 1000 (12), ConvNet's shapes",
+    "kernels": "the QNN paper's kernel figure: 8192^3 product and MNIST MLP, float32 / packed bits; a minute a round",
     "startup": "qexp --help (0.3 s), and that it does not import torch",
     "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",
     "digits": "the default run on the digits (60 s) and its accuracy (0.97)",
 }
-LONG = ("ptq", "xnor", "sweep", "digits")
+LONG = ("ptq", "xnor", "kernels", "sweep", "digits")
 
 _EXAMPLES = """\
 examples:
@@ -44,6 +45,7 @@ examples:
   qexp bench step --quantizer dorefa --bits 2 --precision bfloat16
   qexp bench ptq --rounds 5                     what quantization after training costs
   qexp bench xnor --rounds 5                    products on packed bits against torch's
+  qexp bench kernels --rounds 3                 the same as a figure of the QNN paper has it
   qexp bench memory --model resnet18 --batch-size 32
   qexp bench --json bench.json --check          for a program: the numbers, and exit code 1 beyond a limit
 
@@ -63,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument(
-        "topics", nargs="*", metavar="TOPIC", help="what to measure, or all (all but ptq, xnor, sweep and digits)"
+        "topics", nargs="*", metavar="TOPIC", help="what to measure, or all (all but ptq, xnor, kernels, sweep and digits)"
     )
     options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
     options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")
@@ -137,7 +139,10 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterat
         yield from _after_training(arguments)
     if "xnor" in arguments.topics:
         say("xnor: products on packed bits; the first time a kernel is built ...")
-        yield from _packed(arguments)
+        yield from _packed(arguments, "xnor")
+    if "kernels" in arguments.topics:
+        say("kernels: the products of the QNN paper's figure ...")
+        yield from _packed(arguments, "kernels")
     if "startup" in arguments.topics:
         say("startup: qexp --help ...")
         yield from programs.startup(arguments.rounds)
@@ -177,12 +182,13 @@ def _after_training(arguments: argparse.Namespace) -> Iterator[Measure]:
     yield from calibration.measures(arguments.rounds, torch.device("cuda" if cuda else "cpu"))
 
 
-def _packed(arguments: argparse.Namespace) -> Iterator[Measure]:
+def _packed(arguments: argparse.Namespace, topic: str) -> Iterator[Measure]:
     from qexp.benchmarks import xnor
     from qexp.lit import cpu
 
     cpu.prepare(arguments.threads)
-    yield from xnor.measures(arguments.rounds)
+    work = {"xnor": xnor.measures, "kernels": xnor.kernels}
+    yield from work[topic](arguments.rounds)
 
 
 def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Contest]:

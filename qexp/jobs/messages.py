@@ -16,6 +16,7 @@ from yaml import MarkedYAMLError
 from qexp.bits import RULE
 from qexp.errors import ConfigError, did_you_mean
 from qexp.jobs.composition import LAYERS_RULE, QexpLoader, decode_overrides, decode_pattern
+from qexp.published import artefact_names
 
 _NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'\.\s*(No match in the defaults list)?")
 _NO_GROUP = re.compile(r"config group '(?P<key>[^']+)' does not exist")
@@ -57,6 +58,8 @@ def _missing_option(config_path: str, loader: QexpLoader) -> str:
     if not loader.repository.group_exists(top):
         return f"unknown group '{group}'.{did_you_mean(group, _groups(loader))}"
     typed = config_path.removesuffix(".yaml").removeprefix(f"{top}/")
+    if top == "experiment" and typed in artefact_names():
+        return f"experiment={typed}: no run is made for it. `qexp table {typed}` has its numbers and says more."
     return f"unknown {top} '{typed}'.{did_you_mean(typed, _options(loader, top))}"
 
 

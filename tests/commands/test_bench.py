@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.benchmarks import programs, training
+from qexp.benchmarks import programs, training, xnor
 from qexp.benchmarks.measure import Measure, Spread, in_turns, ratios, spread
 from qexp.benchmarks.memory import held_bytes
 from qexp.benchmarks.steps import TrainingStep, random_batches, wait_for_compile_workers
@@ -138,6 +138,38 @@ def test_memory_compares_the_two_networks() -> None:
 def test_data_read_by_workers_is_not_measured() -> None:
     (row,) = training.data(contest(source=type("Imagenet", (), {"name": "imagenet"})()))
     assert row.spread is None and row.held is None and "worker processes" in row.basis
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"SIDE": 64, "FIGURE_SIDE": 128, "BATCH": 2, "FIGURE_BATCH": 3, "CONVOLUTION_BATCH": 1}
+    for name, size in {**sizes, "HIDDEN": (32, 32)}.items():
+        monkeypatch.setattr(xnor, name, size)
+
+
+def test_every_layer_of_the_convnet_is_measured_on_bits(small: None) -> None:
+    found = [one for one in xnor.measures(1) if one.what.endswith("float32 / packed")]
+    assert [one.what.removesuffix(", float32 / packed") for one in found] == [
+        "64^3 product",
+        "MNIST MLP, batch 2",
+        "3x3 3 of 8 bits-128 at 32x32",
+        "3x3 128-128 at 32x32",
+        "3x3 128-256 at 16x16",
+        "3x3 256-256 at 16x16",
+        "3x3 256-512 at 8x8",
+        "3x3 512-512 at 8x8",
+        "linear 8192-1024",
+        "linear 1024-1024",
+        "linear 1024-10",
+        "CIFAR-10 ConvNet, batch 1",
+    ]
+    assert all(one.spread is not None and one.spread.median > 0 for one in found)
+
+
+def test_the_kernel_figure_stands_beside_the_printed_ratios(small: None) -> None:
+    product, network = xnor.kernels(1)
+    assert product.spread is not None and product.basis.endswith("published, on a GPU: 3.46")
+    assert network.spread is not None and network.basis.endswith("published, on a GPU: 1.65")
 
 
 def test_startup_counts_torch(monkeypatch: pytest.MonkeyPatch) -> None:
