@@ -1,4 +1,4 @@
-"""The topics `xnor` and `kernels`: products on packed bits against torch's, beside what popcount alone can do here."""
+"""The topics `xnor` and `kernels`: products on packed bits against torch's, beside what popcount alone can do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def measures(rounds: int) -> Iterator[Measure]:
 
 
 def kernels(rounds: int) -> Iterator[Measure]:
-    """Yield the two ratios of the paper's kernel figure (`qnn/kernels`), float32 / packed, beside the printed ones.
+    """Yield the two ratios of the paper's kernel figure (`qnn/kernels`), float32 / packed, beside those printed.
 
     Theirs are of a GPU: cuBLAS / the XNOR kernel. Here torch's own product is what cuBLAS is there.
     """

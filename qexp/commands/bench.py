@@ -31,7 +31,7 @@ TOPICS = {
     "memory": "bytes kept for the backward pass, quantized / float (1.35); the peak on a GPU too",
     "ptq": "ResNet50: PWLQ weights / uniform ones (3), a forward pass with each observer (1.3; 2.5)",
     "xnor": "float32 / packed bits: a 4096^3 product (20), the MNIST MLP at batch 1000 (12), ConvNet's shapes",
-    "kernels": "the QNN paper's kernel figure: 8192^3 product and MNIST MLP, float32 / packed bits; a minute a round",
+    "kernels": "float32 / packed bits as in the QNN paper's figure: 8192^3 product and MNIST MLP; a minute a round",
     "startup": "qexp --help (0.3 s), and that it does not import torch",
     "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",
     "digits": "the default run on the digits (60 s) and its accuracy (0.97)",
@@ -65,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument(
-        "topics", nargs="*", metavar="TOPIC", help="what to measure, or all (all but ptq, xnor, kernels, sweep and digits)"
+        "topics",
+        nargs="*",
+        metavar="TOPIC",
+        help="what to measure, or all (all but ptq, xnor, kernels, sweep and digits)",
     )
     options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
     options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")

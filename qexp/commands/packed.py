@@ -66,11 +66,13 @@ def proof_lines(engine: Engine, proof: Proof) -> list[str]:
     kind = {"native": "xor and popcount in C++", "torch": "torch, no kernel"}[engine.product.name]
     lines = [f"packed engine: {kind}; {len(engine.layers)} layers on bits"]
     width = max(len(layer.name) for layer in engine.layers)
-    for layer, (name, compared, different) in zip(engine.layers, proof.accumulators, strict=True):
+    off = proof.weights or [0] * len(engine.layers)
+    for layer, (name, compared, different), wrong in zip(engine.layers, proof.accumulators, off, strict=True):
         how = "bytes" if layer.weight.bytes else "bits"
         verdict = "equal" if not different else f"{different} DIFFER"
         widths = f"w{layer.weight_grid.bits} a{layer.grid.bits}"
-        lines.append(f"  {name:{width}}  {widths} {how:5}  {compared} accumulators {verdict}")
+        weights = f", {wrong} weights NOT their quantizer's" if wrong else ""
+        lines.append(f"  {name:{width}}  {widths} {how:5}  {compared} accumulators {verdict}{weights}")
     scores = "bit by bit" if proof.logits else "NOT"
     lines.append(
         f"fake quantization, scale times integer sum: {proof.predictions} of {proof.samples} predictions equal,"

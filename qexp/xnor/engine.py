@@ -153,6 +153,7 @@ class Proof:
 
     Attributes:
         accumulators: (layer, compared, different) for each layer.
+        weights: of each layer, how many integers times their scale are not its quantizer's; None without a network.
         samples: how many were run.
         logits: whether all scores are the same, bit by bit.
         predictions: samples whose predicted class is the same.
@@ -161,6 +162,7 @@ class Proof:
     """
 
     accumulators: list[tuple[str, int, int]]
+    weights: list[int] | None
     samples: int
     logits: bool
     predictions: int
@@ -169,7 +171,8 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether packed and fake-quantized evaluation are the same."""
-        return self.logits and self.predictions == self.samples and not any(bad for _, _, bad in self.accumulators)
+        different = any(bad for _, _, bad in self.accumulators) or any(self.weights or [])
+        return self.logits and self.predictions == self.samples and not different
 
 
 @torch.no_grad()
@@ -194,4 +197,6 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
             plain += int((packed.argmax(1) == network(images).argmax(1)).sum())
     engine.set_mode("packed")
     found = [(layer.name, layer.compared, layer.different) for layer in engine.layers]
-    return Proof(found, samples, logits, same, plain if network is not None else None)
+    if network is None:  # what the weights were before they were packed is not known
+        return Proof(found, None, samples, logits, same, None)
+    return Proof(found, [layer.weights_off() for layer in engine.layers], samples, logits, same, plain)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qexp.errors import ConfigError
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.image import ImageGrid
-from qexp.xnor.grids import Grid, grid_of, one_step
+from qexp.xnor.grids import NEAR, Grid, grid_of, one_step
 from qexp.xnor.packing import pack_planes
 from qexp.xnor.product import Geometry, PackedWeight, TorchProduct, linear_geometry
 
@@ -106,6 +106,15 @@ class IntegerLayer(nn.Module):
         else:
             sums = self._sums(codes, geometry)
         return self.rescaled(sums, geometry)
+
+    @torch.no_grad()
+    def weights_off(self) -> int:
+        """Return how many of the whole numbers, times their scale, are not what the layer's quantizer makes."""
+        quantizer, weight = self.layer.weight_quantizer, self.layer.weight
+        assert quantizer is not None
+        half_step = _by_channel(self.weight_grid.half_step.double(), [1] * (weight.dim() - 1))
+        found = self.integers.reshape(weight.shape) * half_step
+        return int(((found - quantizer(weight)).abs() > 2 * NEAR * half_step).sum())
 
     def packed_input(self, x: Tensor) -> Tensor:
         """Return the kernel's form of an input that its quantizer has not seen yet, where the layer has one."""

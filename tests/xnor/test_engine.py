@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qexp.convert import TwoModes
@@ -100,6 +102,29 @@ def test_a_layer_on_bits_is_the_fake_quantized_one(weight, bits, activation, inp
     assert (packed.different, packed.compared) == (0, packed(x).numel())
 
 
+@given(
+    *(st.integers(1, 3), st.integers(1, 8), st.sampled_from([LinearActivation, DoReFaActivation])),
+    *(st.integers(1, 2), st.integers(1, 70), st.integers(1, 9), st.integers(5, 9), st.integers(5, 9)),
+    *(st.integers(1, 3), st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3))),
+    *(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.tuples(st.integers(1, 2), st.integers(1, 2))),
+)
+@settings(deadline=None, max_examples=40)
+def test_a_convolution_of_any_bits_and_geometry(
+    product, bits, input_bits, activation, images, inputs, outputs, height, width, kh, kw, stride, pad, dilation
+) -> None:
+    layer = nn.Conv2d(inputs, outputs, (kh, kw), stride, pad, dilation)
+    x = torch.randn(images, inputs, height, width)
+    weights = LinearWeight(bits, Site("l", "weight", tuple(layer.weight.shape)))
+    signed = activation is LinearActivation
+    quantizer = activation(input_bits, Site("l", "input", (inputs, height, width), signed=signed))
+    fake = QuantConv2d(layer, weights, quantizer).eval()
+    packed = IntegerLayer("l", fake, grid_of(quantizer.codes(x).codebook), product)
+    packed.mode = "prove"
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), fake(x), atol=1e-4, rtol=1e-4)
+    assert packed.different == 0 and packed.weights_off() == 0
+
+
 @pytest.mark.parametrize(
     "method", [BINARY, Method("xnor", XNORWeight, BinaryActivation)], ids=["qnn_binary", "xnor"]
 )
@@ -167,6 +192,15 @@ def test_a_wrong_accumulator_is_found(product: TorchProduct) -> None:
     proof = prove(engine, fake, batches())
     assert proof.accumulators[1][2] == 40
     assert not proof.holds
+
+
+def test_weights_that_are_not_the_quantizers_are_found(product: TorchProduct) -> None:
+    fake = mlp()
+    weights = {layer.name: (layer.weight_grid, layer.codes) for layer in make_engine(fake, product).layers}
+    weights["fc2"][1][0, 0] ^= 1
+    proof = prove(make_engine(fake, product, weights), fake, batches())
+    assert not any(different for _, _, different in proof.accumulators)  # both ways sum the same wrong integer
+    assert proof.weights == [0, 1, 0] and not proof.holds
 
 
 def test_layers_that_cannot_run_are_named(product: TorchProduct) -> None:
