@@ -55,7 +55,7 @@ BESIDE = {
 RANK = {**{name: float(place) for place, name in enumerate(LINE)}, **BESIDE}
 
 COMPOSITION = ("jobs.security", "jobs.messages", "jobs.composition", "jobs.grids", "jobs.experiments")
-"""Of jobs, what composes configurations and runs none: it takes nothing but `bits` and `published`, and commands may ask it."""
+"""Of jobs, what composes configurations and runs none: it takes `bits` and `published`; commands may ask it."""
 
 WITHOUT_TORCH = (
     "report",

@@ -31,7 +31,7 @@ TOPICS = {
     "memory": "bytes kept for the backward pass, quantized / float (1.35); the peak on a GPU too",
     "ptq": "ResNet50: PWLQ weights / uniform ones (3), a forward pass with each observer (1.3; 2.5)",
     "xnor": "float32 / packed bits: a 4096^3 product (20), the MNIST MLP at batch 1000 (12), ConvNet's shapes",
-    "kernels": "float32 / packed bits as in the QNN paper's figure: 8192^3 product and MNIST MLP; a minute a round",
+    "kernels": "float32 / packed bits, the QNN paper's figure: a product of 8192^3, an MNIST MLP; a minute each",
     "startup": "qexp --help (0.3 s), and that it does not import torch",
     "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",
     "digits": "the default run on the digits (60 s) and its accuracy (0.97)",
@@ -64,12 +64,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument(
-        "topics",
-        nargs="*",
-        metavar="TOPIC",
-        help="what to measure, or all (all but ptq, xnor, kernels, sweep and digits)",
-    )
+    short = ", ".join(name for name in TOPICS if name not in LONG)
+    options.add_argument("topics", nargs="*", metavar="TOPIC", help=f"what to measure, or all ({short})")
     options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
     options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")
     options.add_argument("--bits", default="4", help="4, w4a8 ... (4)")

@@ -39,12 +39,15 @@ def mac_energy(weight_bits: int, activation_bits: int) -> float:
     """Return the picojoules of one multiply-accumulate.
 
     Two operands of 8 bits or fewer are multiplied at the int8 figure times weight bits x activation bits / 64
-    (ours: no figure is printed for other widths) and added in 32 bits; with a float operand both are float32.
+    (ours: no figure is printed for other widths) and added in 32 bits; with a float operand both are float32,
+    and of a float operand with one bit there is only the sum to pay.
 
-    >>> round(mac_energy(32, 32), 6), round(mac_energy(8, 8), 6)
-    (4.6, 0.3)
+    >>> round(mac_energy(32, 32), 6), round(mac_energy(8, 8), 6), mac_energy(1, 32)
+    (4.6, 0.3, 0.9)
     """
     if max(weight_bits, activation_bits) > 8:
+        if min(weight_bits, activation_bits) == 1:
+            return ADD_PJ["float32"]
         return MULTIPLY_PJ["float32"] + ADD_PJ["float32"]
     return MULTIPLY_PJ["int8"] * weight_bits * activation_bits / 64 + ADD_PJ["int32"]
 

@@ -153,7 +153,7 @@ class Proof:
 
     Attributes:
         accumulators: (layer, compared, different) for each layer.
-        weights: of each layer, how many integers times their scale are not its quantizer's; None without a network.
+        weights: of each layer, how many integers times scale are not its quantizer's; None without a network.
         samples: how many were run.
         logits: whether all scores are the same, bit by bit.
         predictions: samples whose predicted class is the same.

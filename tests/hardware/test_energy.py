@@ -19,7 +19,8 @@ def test_by_hand() -> None:
     assert energy.weights == (13_000.0, 26_000.0)
     assert energy.activations == 800.0
     assert energy.arithmetic == pytest.approx(1000 * (0.2 / 8 + 0.1))
-    assert mac_energy(1, 32) == mac_energy(32, 32) == MULTIPLY_PJ["float32"] + ADD_PJ["float32"]
+    assert mac_energy(2, 32) == mac_energy(32, 32) == MULTIPLY_PJ["float32"] + ADD_PJ["float32"]
+    assert mac_energy(1, 32) == mac_energy(32, 1) == ADD_PJ["float32"]  # a sign chooses, nothing is multiplied
     with pytest.raises(ConfigError, match="cache=64"):
         layer_energy(1, 1, 1, 1, 1, cache=64)
 
