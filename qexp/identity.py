@@ -128,11 +128,22 @@ def _quantization(config: Config) -> dict[str, Any] | None:
         "placement": config.quantizer["placement"],
         "rounding": config.rounding,
         **({} if config.discretisation is None else {"discretisation": config.discretisation}),
-        "versions": {target: getattr(locate(target), "version", 1) for target in targets},
+        "versions": {**{target: _version(target) for target in targets}, **_rounding_versions(config)},
         "bits": widths,
         "layers": [_layer(setting) for setting in config.layers],
         "lambda_alpha": config.lambda_alpha if any(_has_alpha(target) for target in targets) else None,
     }
+
+
+def _rounding_versions(config: Config) -> dict[str, int]:
+    """Return the versions of the rounding and of what is around it, but for first ones (see `_stage_versions`)."""
+    targets = [str(node["_target_"]) for node in (config.rounding, config.discretisation) if node is not None]
+    return {target: _version(target) for target in targets if _version(target) > 1}
+
+
+def _version(target: str) -> int:
+    version: int = getattr(locate(target), "version", 1)
+    return version
 
 
 def _effective_widths(config: Config) -> list[Any]:

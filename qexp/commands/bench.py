@@ -36,6 +36,8 @@ TOPICS = {
     "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",
     "digits": "the default run on the digits (60 s) and its accuracy (0.97)",
 }
+METHOD = ("rounding", "discretisation", "gradient_bits", "gradient_form", "first_last", "quantizer")
+"""Keys of `qexp train` that the quantized network alone has; both have everything else alike."""
 LONG = ("ptq", "xnor", "kernels", "sweep", "digits")
 
 _EXAMPLES = """\
@@ -43,6 +45,7 @@ examples:
   qexp bench                                    step, data, memory and startup: some minutes, most of it compiling
   qexp bench all                                everything
   qexp bench step --quantizer dorefa --bits 2 --precision bfloat16
+  qexp bench step --quantizer lsq rounding=asr discretisation=ewgs
   qexp bench ptq --rounds 5                     what quantization after training costs
   qexp bench xnor --rounds 5                    products on packed bits against torch's
   qexp bench kernels --rounds 3                 the same as a figure of the QNN paper has it
@@ -65,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     short = ", ".join(name for name in TOPICS if name not in LONG)
-    options.add_argument("topics", nargs="*", metavar="TOPIC", help=f"what to measure, or all ({short})")
+    what = f"what to measure, or all ({short}); KEY=VALUE of {', '.join(METHOD)}: how the network is quantized"
+    options.add_argument("topics", nargs="*", metavar="TOPIC", help=what)
     options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
     options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")
     options.add_argument("--bits", default="4", help="4, w4a8 ... (4)")
@@ -88,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         QexpError: an unknown topic, model or method, a device that is not there, a program that failed.
     """
-    arguments = parser().parse_args(list(argv))
+    arguments = parser().parse_intermixed_args(list(argv))
     check(arguments)
     measures = []
     for one in measure(arguments, _say):
@@ -106,12 +110,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Bring the topics and lists into order, in place.
+    """Bring the topics, overrides and lists into order, in place.
 
     Raises:
-        ConfigError: a topic, precision or width that there is none of, or a file that cannot be written.
+        ConfigError: a topic, precision or width that there is none of, a key that is not the quantized network's
+            alone, or a file that cannot be written.
     """
-    wanted = arguments.topics or [name for name in TOPICS if name not in LONG]
+    arguments.overrides = [word for word in arguments.topics if "=" in word]
+    wanted = [word for word in arguments.topics if "=" not in word]
+    wanted = wanted or [name for name in TOPICS if name not in LONG]
+    for word in arguments.overrides:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] not in METHOD or key == "quantizer":
+            raise ConfigError(f"{word}: what may stand here is {', '.join(METHOD[:-1])} and quantizer.<key>.")
     arguments.topics = [name for name in TOPICS if name in wanted or "all" in wanted]
     arguments.quantizer = _names(arguments.quantizer)
     arguments.precision = _names(arguments.precision)
@@ -203,10 +214,10 @@ def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Itera
     refuse_text(float_config, "qexp bench measures")
     source: ImageSource = build(float_config.dataset)
     for name in arguments.quantizer:
-        config = composed(*shared, f"quantizer={name}")
+        config = composed(*shared, f"quantizer={name}", *arguments.overrides)
         for precision in arguments.precision:
             yield Contest(
-                f"{name} W{weight}A{activation}",
+                " ".join([name, *arguments.overrides, f"W{weight}A{activation}"]),
                 config,
                 float_config,
                 source,
@@ -230,8 +241,8 @@ def composed(*overrides: str) -> Config:
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what was asked for, without where to write it."""
-    keys = ("topics", "model", "batch_size", "bits", "quantizer", "precision", "rounds", "threads", "device")
-    return {key: getattr(arguments, key) for key in keys}
+    elsewhere = ("format", "json", "check")
+    return {key: value for key, value in vars(arguments).items() if key not in elsewhere}
 
 
 def _names(text: str) -> list[str]:

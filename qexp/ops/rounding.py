@@ -8,7 +8,7 @@ rounding's. The mean of that gradient over a cell is 1, so learning rates keep t
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ def ste(x: Tensor) -> Tensor:
 
 class TrainedRounding(nn.Module):
     """A rounding that has something of its own to train, to anneal, or to do after a step."""
+
+    version: ClassVar[int] = 1
+    """Raised with every change of its maths: it is part of a run's identity."""
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Return what it learns by its name in the logs. Default: nothing."""
@@ -83,9 +86,10 @@ class ASR(SoftCells):
             evaluation alone (what PQDE, 2024, seems to do under the same name).
 
     Raises:
-        ConfigError: a sharpness that is not above 0; an unknown mode.
+        ConfigError: a sharpness that is not above 0; an unknown mode; a `k_end` that nothing would go to.
     """
 
+    K_END = 10.0
     k: Tensor
 
     def __init__(
@@ -93,7 +97,7 @@ class ASR(SoftCells):
         *,
         k: float = 4.0,
         mode: Literal["fixed", "annealed", "learned"] = "fixed",
-        k_end: float = 10.0,
+        k_end: float = K_END,
         forward: Literal["hard", "soft"] = "hard",
     ) -> None:
         super().__init__()
@@ -103,6 +107,8 @@ class ASR(SoftCells):
             raise ConfigError(
                 f"rounding.mode={mode}, rounding.forward={forward}: fixed, annealed or learned; hard or soft."
             )
+        if mode != "annealed" and k_end != self.K_END:
+            raise ConfigError(f"rounding.k_end={k_end}: rounding.mode={mode} stays at k; take mode=annealed.")
         self.mode, self.start, self.end, self.is_soft = mode, float(k), float(k_end), forward == "soft"
         if mode == "learned":
             self.raw_k = nn.Parameter(torch.tensor(math.log(math.expm1(k)) if k < 30 else float(k)))

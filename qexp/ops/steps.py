@@ -48,9 +48,18 @@ def step_gradient(
     return _StepGradient.apply(step, kept * scale, added)
 
 
+def computed(x: Tensor) -> Tensor:
+    """Return `x` as grids compute with it: in float32, float64 as it is.
+
+    >>> [computed(torch.ones((), dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
+    [torch.float32, torch.float64]
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def nearest(x: Tensor, step: Tensor, lowest: int, highest: int) -> Tensor:
-    """Return round(clip(x / step, lowest, highest)) in float32: the integers; their gradient is 0."""
-    return (x.float() / step).clamp_(lowest, highest).round_()
+    """Return round(clip(x / step, lowest, highest)), the integers, as `computed` has them; their gradient is 0."""
+    return (computed(x) / step).clamp_(lowest, highest).round_()
 
 
 def round_to_step(
@@ -62,7 +71,7 @@ def round_to_step(
     *,
     masked: bool = True,
 ) -> Tensor:
-    """Return step * round(clip(x / step, lowest, highest)), in x's dtype, computed in float32.
+    """Return step * round(clip(x / step, lowest, highest)), in x's dtype, computed in float32 or wider.
 
     With the straight-through estimator the step's gradient is LSQ's: round(x/s) - x/s inside the range, `lowest`
     or `highest` at its ends and beyond; that of x is 1 inside, else 0. Another rounding's gradient takes
@@ -79,12 +88,12 @@ def round_to_step(
         return (nearest(x, step, lowest, highest) * step).to(x.dtype)
     if rounding is ste:
         return _StraightThrough.apply(x, step, lowest, highest, masked)
-    u = x.float() / step
+    u = computed(x) / step
     inside = _clip(u, lowest, highest)
     y = rounding(inside) * step
     if not masked:
         ends = (inside.detach() <= lowest) | (inside.detach() >= highest)  # `_clip` hands nothing back there
-        y = y + (x.float() - x.float().detach()) * ends
+        y = y + (computed(x) - computed(x).detach()) * ends
     return y.to(x.dtype)
 
 
@@ -153,7 +162,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, step = ctx.saved_tensors
-        u = x.float() / step
+        u = computed(x) / step
         gradient = gradient.to(u.dtype)
         # 0 at the ends and beyond, in one pass over memory; masks of booleans, and products with them, are slow.
         wanted = torch.ops.aten.hardtanh_backward(gradient, u, ctx.lowest, ctx.highest)

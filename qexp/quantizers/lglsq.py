@@ -31,7 +31,7 @@ class LGLSQ(LLSQ):
         scope, power, lr_factor, weight_decay, masked: as LLSQ.
 
     Raises:
-        ConfigError: as LLSQ; an unknown switch; `mixed_in` where nothing is mixed.
+        ConfigError: as LLSQ; an unknown switch; `mixed_in` or `power` where it would do nothing.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class LGLSQ(LLSQ):
             raise ConfigError(f"scale_gradient={scale_gradient}: ssg, lsq or hybrid.")
         if mixed_in is not None and scale_gradient != "hybrid":
             raise ConfigError(f"mixed_in={mixed_in}: scale_gradient={scale_gradient} mixes nothing; take hybrid.")
+        if power != 2 and scale_gradient == "lsq":
+            raise ConfigError(f"power={power}: scale_gradient=lsq has no rounding error; take ssg or hybrid.")
         if mixed_in is not None and (isinstance(mixed_in, (bool, str)) or not 0 < mixed_in < math.inf):
             raise ConfigError(f"mixed_in={mixed_in}: a number above 0, or null for 0.1.")
         self.scale_gradient, self.mixed_in = scale_gradient, 0.1 if mixed_in is None else float(mixed_in)

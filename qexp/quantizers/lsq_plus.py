@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qexp.errors import ConfigError
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
-from qexp.ops.steps import limits, round_to_step, scoped_mean, step_gradient
+from qexp.ops.steps import computed, limits, round_to_step, scoped_mean, step_gradient
 from qexp.quantizers.base import Rounding, Site
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import share_outside
@@ -85,7 +85,7 @@ class LSQPlusActivation(LSQ):
         if self.bits == 32 or self.offset is None:
             return super().forward(x)
         offset = step_gradient(self.offset, self.scale_for(x))
-        moved = x.float() - offset
+        moved = computed(x) - offset
         y = round_to_step(moved, self.step_for(x), self.lowest, self.highest, self.rounding) + offset
         return y.to(x.dtype)
 

@@ -236,6 +236,9 @@ def test_the_long_topics_are_asked_for_by_name() -> None:
         (["--precision", "float16"], "--precision float16: choose from float32, bfloat16"),
         (["--quantizer", ","], "--quantizer: name at least one"),
         (["--bits", "9"], "9"),
+        (["memory", "epochs=3"], "epochs=3: what may stand here is rounding, "),
+        (["memory", "quantizer=lsq"], "quantizer=lsq: what may stand here is "),
+        (["memory", "rounding=arctan"], "unknown rounding 'arctan'"),
         (["--json", "nowhere/bench.json"], "there is no folder nowhere"),
         (["memory", "--quantizer", "pcat"], "Did you mean 'pact'"),
     ],
@@ -243,6 +246,18 @@ def test_the_long_topics_are_asked_for_by_name() -> None:
 def test_mistakes(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bench.main(words)
+
+
+def test_how_the_network_is_quantized_may_be_said_anywhere(
+    fake_topics: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(training, "memory", lambda one: seen.append(one) or [])
+    bench.main(["memory", "--quantizer", "lsq", "rounding=asr", "--precision", "float32", "rounding.k=2"])
+    (one,) = seen
+    assert one.name == "lsq rounding=asr rounding.k=2 W4A4"
+    assert one.config.rounding["k"] == 2 and one.config.quantizer["weight"]["_target_"].endswith("LSQ")
+    assert one.float_config.rounding["_target_"].endswith("ste")
 
 
 def test_a_configuration_is_what_train_composes() -> None:

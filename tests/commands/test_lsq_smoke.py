@@ -14,6 +14,7 @@ TINY = ["recipe=lsq/cifar10_resnet20"]
 EXPERIMENTS = {
     "lsq/table1": ([], 5),
     "lsq/gradient_scale": (TINY, 6),
+    "lsq/schedule": (TINY, 2),
     "lglsq/claims": ([], 2),
     "lglsq/claims ": (["recipe=lglsq/mobile", "bits=4"], 2),
     "lglsq/ablation": (["bits=3"], 16),

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 SMALL = ["budget=smoke", "epochs=1", "logger=none", "trainer.threads=1", "trainer.compile=false", "seed=0"]
-EXPERIMENTS = {"table1": 10, "gradients": 7, "shift": 9, "stochastic": 4}
+EXPERIMENTS = {"table1": 10, "gradients": 7, "shift": 9, "stochastic": 4, "imagenet": 8}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_path_of_an_experiment_runs(name: str, tmp_path: Path) -> None:
-    words = [f"experiment=qnn/{name}", *SMALL, "model.width=0.05", f"output_dir={tmp_path}"]
+    width = [] if name == "imagenet" else ["model.width=0.05"]  # GoogLeNet has one width
+    words = [f"experiment=qnn/{name}", *SMALL, *width, f"output_dir={tmp_path}"]
     done = subprocess.run(
         [sys.executable, "-m", "qexp", "train", *words], capture_output=True, text=True, check=False
     )

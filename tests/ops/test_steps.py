@@ -24,19 +24,23 @@ def printed(x: float, step: float, lowest: int, highest: int) -> tuple[float, fl
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("rounding", [ste, lambda u: u + (torch.round(u) - u).detach()], ids=["fused", "composed"])
-def test_gradients_are_the_printed_ones(bits, signed, rounding):
+@pytest.mark.parametrize(
+    ("dtype", "off"), [(torch.float32, 2e-5), (torch.float64, 1e-13)], ids=["float32", "float64"]
+)
+def test_gradients_are_the_printed_ones(bits, signed, rounding, dtype, off):
     lowest, highest = limits(bits, signed)
     step = 0.25  # a power of two: the ends of the range are met exactly
     inside = torch.linspace(lowest + 0.1, highest - 0.1, 41, dtype=torch.float64) * step
     ends = torch.tensor([lowest, highest, lowest - 3, highest + 3, lowest - 0.4, highest + 0.4]) * step
     for value in torch.cat([inside, ends.double()]).tolist():
-        x = torch.tensor(value, dtype=torch.float32, requires_grad=True)
-        s = torch.tensor(step, requires_grad=True)
+        x = torch.tensor(value, dtype=dtype, requires_grad=True)
+        s = torch.tensor(step, dtype=dtype, requires_grad=True)
         y = round_to_step(x, s, lowest, highest, rounding)
         y.backward()
         expected = printed(value, step, lowest, highest)
+        assert y.dtype == x.grad.dtype == s.grad.dtype == dtype
         assert (y.item(), x.grad.item()) == (expected[0], expected[1])
-        assert s.grad.item() == pytest.approx(expected[2], abs=2e-5)
+        assert s.grad.item() == pytest.approx(expected[2], rel=off, abs=off)
 
 
 def test_the_fused_gradient_is_the_composed_one_for_whole_tensors():

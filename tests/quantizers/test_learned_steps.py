@@ -132,6 +132,8 @@ def test_lglsqs_switch_is_what_it_says():
 def test_switches_without_a_meaning_are_refused():
     with pytest.raises(ConfigError, match=r"mixed_in=0\.5: scale_gradient=ssg mixes nothing"):
         LGLSQ(3, WEIGHT, scale_gradient="ssg", mixed_in=0.5)
+    with pytest.raises(ConfigError, match="power=1: scale_gradient=lsq has no rounding error"):
+        LGLSQ(3, WEIGHT, scale_gradient="lsq", power=1)
     with pytest.raises(ConfigError, match="mixed_in=0"):
         LGLSQ(3, WEIGHT, mixed_in=0.0)
     with pytest.raises(ConfigError, match="scale_gradient=both"):
