@@ -10,6 +10,7 @@ import pytest
 
 import qexp
 from qexp.paths import config_dir
+from qexp.published import artefact_names, load_artefact
 
 from .composing import parsed
 
@@ -168,7 +169,11 @@ OPTIONS = sorted(
 )
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
+OF_PAPERS = {Path("experiment", load_artefact(name).experiment) for name in artefact_names()}
+"""Experiments whose every job is composed beside the published cells, in tests/published."""
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in OF_PAPERS], ids=str)
 def test_every_option_composes(option: Path) -> None:
     group = "hydra/launcher" if option.parts[0] == "hydra" else option.parts[0]
     command = "ptq" if group == "observer" or option.parts[:2] == ("experiment", "pwlq") else "train"

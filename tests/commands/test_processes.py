@@ -46,6 +46,7 @@ def test_a_sweep_of_two_process_runs_whose_first_job_fails_and_is_typed_again(tm
     assert result.stat().st_mtime_ns == written
 
 
+@pytest.mark.long
 def test_two_process_runs_of_a_parallel_sweep_take_turns(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `joblib` is not installed")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "epochs=1", "seed=0,1", *DDP, "-m"]

@@ -100,11 +100,11 @@ def test_values_and_codes(node: dict[str, Any], role: str, scope: str | None, bi
         assert torch.equal(quantizer(x), y), "evaluation gives training's values"
 
 
-@pytest.mark.parametrize("bits", [0, 9, 16, -4])
 @pytest.mark.parametrize(("node", "role", "scope"), CASES)
-def test_other_widths_are_refused(node: dict[str, Any], role: str, scope: str | None, bits: int) -> None:
-    with pytest.raises(ConfigError, match=f"{SITES[role].name}: bits={bits} is not supported"):
-        make(node, role, scope, bits)
+def test_other_widths_are_refused(node: dict[str, Any], role: str, scope: str | None) -> None:
+    for bits in (0, 9, 16, -4):
+        with pytest.raises(ConfigError, match=f"{SITES[role].name}: bits={bits} is not supported"):
+            make(node, role, scope, bits)
 
 
 @pytest.mark.parametrize(("node", "role", "scope"), CASES)
@@ -207,21 +207,20 @@ INPUT_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", INPUT_KINDS)
-@pytest.mark.parametrize(("node", "role", "scope", "bits"), WIDTHS)
-def test_unusual_inputs_give_numbers(
-    node: dict[str, Any], role: str, scope: str | None, bits: int, kind: str
-) -> None:
-    quantizer, x = make(node, role, scope, bits), INPUT_KINDS[kind](sample(role)).requires_grad_()
-    try:
-        quantizer.calibrate(x.detach())
-    except ConfigError as error:  # a learned step that would start at zero
-        assert kind == "zero" and "zeros alone" in str(error)
-        return
-    y = quantizer(x)
-    y.sum().backward()
-    assert y.isfinite().all()
-    assert x.grad is not None and x.grad.isfinite().all()
-    assert holds_numbers(quantizer)
+@pytest.mark.parametrize(("node", "role", "scope"), CASES)
+def test_unusual_inputs_give_numbers(node: dict[str, Any], role: str, scope: str | None, kind: str) -> None:
+    for bits in filter(lambda bits: supported(node, role, bits), BITS):
+        quantizer, x = make(node, role, scope, bits), INPUT_KINDS[kind](sample(role)).requires_grad_()
+        try:
+            quantizer.calibrate(x.detach())
+        except ConfigError as error:  # a learned step that would start at zero
+            assert kind == "zero" and "zeros alone" in str(error), f"{bits} bits"
+            continue
+        y = quantizer(x)
+        y.sum().backward()
+        assert y.isfinite().all(), f"{bits} bits"
+        assert x.grad is not None and x.grad.isfinite().all(), f"{bits} bits"
+        assert holds_numbers(quantizer), f"{bits} bits"
 
 
 @pytest.mark.parametrize(("node", "role", "scope"), [case for case in CASES if case.values[2] in (None, "layer")])
