@@ -1,19 +1,15 @@
 """Multiply-accumulate units by bit-width: area, density, and how many cores of them a chip holds.
 
-Source: PACT (arXiv 1805.06085), section 6 and figure 6b; its numbers are in `pact_fig6.yaml` beside this file.
+Source: PACT (arXiv 1805.06085), section 6 and figure 6b, the published artefact `pact/fig6b`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cache
-from importlib import resources
-from typing import Any
-
-import yaml
 
 from qexp.errors import ConfigError
+from qexp.published import load_artefact
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 """Bits that an operand can have here; 16 is the paper's baseline, not a width that qexp trains."""
@@ -26,11 +22,8 @@ BASELINE_CORES = 4
 
 
 @cache
-def figure6() -> Mapping[str, Any]:
-    """Return the paper's numbers, as `pact_fig6.yaml` holds them."""
-    text = resources.files("qexp.hardware").joinpath("pact_fig6.yaml").read_text(encoding="utf-8")
-    plain: Mapping[str, Any] = yaml.safe_load(text)
-    return plain
+def _published() -> dict[int, float]:
+    return {int(cell.row.partition(" ")[0]): cell.value for cell in load_artefact("pact/fig6b").cells}
 
 
 def mac_area(bits: int) -> float:
@@ -42,7 +35,7 @@ def mac_area(bits: int) -> float:
     [14.3, 6.63, 2.51, 1.0]
     """
     check_width(bits)
-    known: dict[int, float] = figure6()["mac_area"]
+    known = _published()
     if bits in known:
         return known[bits]
     below = max((width for width in known if width < bits), default=min(known))

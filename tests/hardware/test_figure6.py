@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qexp.hardware.figure6 import fit, left_out, points, throughput
-from qexp.hardware.mac import figure6
+from qexp.hardware.figure6 import fit, left_out, points, published, throughput
 from qexp.hardware.system import USABLE_MEMORY, Layer, Machine, estimate
 
 LayersOf = Callable[[str], list[Layer]]
@@ -25,8 +24,9 @@ def test_the_throughputs_are_those_of_the_figure() -> None:
         64: [813, 1838, 3625, 6136],
         32: [561, 1384, 3432, 6051],
     }
-    assert {bandwidth: list(row.values()) for bandwidth, row in figure6()["throughput"].items()} == typed
-    assert all(list(row) == [16, 8, 4, 2] for row in figure6()["throughput"].values())
+    assert published() == [
+        (bits, limit, each) for limit, row in typed.items() for bits, each in zip((16, 8, 4, 2), row, strict=True)
+    ]
 
 
 def test_the_stored_constant_is_the_fitted_one(resnet50: list[Layer]) -> None:
@@ -57,11 +57,10 @@ def test_each_row_left_out(resnet50: list[Layer]) -> None:
 
 def test_the_fit_finds_a_constant_it_is_shown(resnet50: list[Layer], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = 0.45
-    made = {
-        bandwidth: {bits: throughput(resnet50, bits, bandwidth, Machine(usable=wanted)) for bits in (16, 8, 4, 2)}
-        for bandwidth in (math.inf, 64, 32)
-    }
-    monkeypatch.setattr("qexp.hardware.figure6.figure6", lambda: {"throughput": made})
+    made = [
+        (bits, limit, throughput(resnet50, bits, limit, Machine(usable=wanted))) for bits, limit, _ in published()
+    ]
+    monkeypatch.setattr("qexp.hardware.figure6.published", lambda: made)
     assert fit(resnet50) == pytest.approx(wanted, abs=1e-3)
 
 
