@@ -24,6 +24,9 @@ HEADERS = {
 }
 """Headers that differ from the key."""
 
+READINGS = {"lglsq": "lglsq is this project's reading of LG-LSQ, whose formulas are not public."}
+"""Methods that are no transcription of a paper: every table that has one says so."""
+
 # Shown only where the rows differ in them, by request of a reader who must be able to trust equal-looking rows.
 _SHOWN_WHEN_DIFFERENT = ("first_last", "precision")
 
@@ -112,13 +115,14 @@ def told(runs: Sequence[Run]) -> list[str]:
 
 
 def caption(groups: Sequence[Group], metric: str) -> str:
-    """Say what the numbers are: metric, interval, the rule for both ends, precision."""
+    """Say what the numbers are: metric, interval, the rule for both ends, precision, and whose method it is."""
     quantized = [group for group in groups if not group.first.is_float]
     parts = [f"{metric}{' in %, differences in points' if unit(metric) else ''}; 95% t-interval from n = 3 on."]
     if quantized:
         parts.append(f"First and last layer: {_all_values(quantized, 'first_last')} (bits; same = as the others).")
     if trained := _made_by("train", groups):
         parts.append(f"Training precision: {_all_values(trained, 'precision')}.")
+    parts += [text for name, text in READINGS.items() if any(group.first.quantizer == name for group in groups)]
     return " ".join(parts)
 
 

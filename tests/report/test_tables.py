@@ -135,3 +135,10 @@ def test_a_null_that_earlier_runs_do_not_have_is_no_difference(make_run: MakeRun
     make_run("pact", 4, 1, **{"dataset.train_samples": None, "dataset.shape": None, "dataset.val_list": None})
     (row,) = measured_table(find_runs(tmp_path)).rows
     assert (row["n"], row["epochs"]) == ("2", "200")
+
+
+def test_a_method_that_is_a_reading_of_ours_is_called_so(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.9)
+    assert "reading" not in measured_table(find_runs(tmp_path)).caption
+    make_run("pact", 4, 0, 0.91, **{"names.quantizer": "lglsq"})
+    assert "lglsq is this project's reading of LG-LSQ" in measured_table(find_runs(tmp_path)).caption
