@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.benchmarks.measure import Measure, in_turns, milliseconds, ratios, spread
+from qexp.benchmarks.steps import finishing
 from qexp.convert import quantize_model
 from qexp.graph.plan import make_plan
 from qexp.graph.scheme import Method, Scheme, Widths
@@ -17,11 +18,12 @@ from qexp.layers.quantized import float_output
 from qexp.models.qnn import QNNMLP, QNNConvNet
 from qexp.published import Artefact, load_artefact
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
+from qexp.xnor import triton_kernel
 from qexp.xnor.engine import Engine, make_engine
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.fusion import FusedMLP
 from qexp.xnor.layers import IntegerLayer
-from qexp.xnor.packing import pack_planes
+from qexp.xnor.packing import pack_bits, pack_planes
 from qexp.xnor.product import NativeProduct, linear_geometry
 
 SIDE, FIGURE_SIDE = 4096, 8192
@@ -46,6 +48,8 @@ def measures(rounds: int) -> Iterator[Measure]:
         yield from _compared(f"{SIDE}^3 product", _product(product, SIDE), rounds, 2 * SIDE**3, PRODUCT_RATIO)
         yield from _compared(f"MNIST MLP, batch {BATCH}", _mlp(product, BATCH), rounds, None, NETWORK_RATIO)
         yield from _convnet(product, rounds)
+        if torch.cuda.is_available():
+            yield from _on_gpu(SIDE, rounds, "xnor")
 
 
 def kernels(rounds: int) -> Iterator[Measure]:
@@ -68,6 +72,8 @@ def kernels(rounds: int) -> Iterator[Measure]:
             works = {name: work for name, work in make().items() if name in ("packed", "float32")}
             (found,) = _compared(column, works, rounds, operations, topic="kernels")
             yield replace(found, basis=f"{found.basis}; published, on a GPU: {_published(figure, column):.2f}")
+        if torch.cuda.is_available():
+            yield from _on_gpu(FIGURE_SIDE, rounds, "kernels")
 
 
 def _published(figure: Artefact, column: str) -> float:
@@ -88,8 +94,9 @@ def _compared(
     operations: int | None = None,
     limit: float | None = None,
     topic: str = "xnor",
+    finish: Callable[[], object] = lambda: None,
 ) -> Iterator[Measure]:
-    seconds = in_turns(works, rounds, warm_up=1)
+    seconds = in_turns(works, rounds, warm_up=1, finish=finish)
     packed = statistics.median(seconds["packed"])
     rate = "" if operations is None else f", {operations / packed / 1e12:.2f} Tera-op/s"
     for name in (name for name in works if name != "packed"):
@@ -112,6 +119,21 @@ def _product(product: NativeProduct, side: int) -> Works:
         "bfloat16": lambda: half[0] @ half[1],
         "int8": lambda: torch._int_mm(*signs),
     }
+
+
+def _on_gpu(
+    side: int, rounds: int, topic: str, device: str = "cuda", tiles: Callable[..., Tensor] = triton_kernel.product
+) -> Iterator[Measure]:
+    """The Triton kernel beside the GPU's own products, the packing of one operand included."""
+    left, right = torch.randn(2, side, side, device=device)
+    weight, half = pack_bits(right >= 0), (left.bfloat16(), right.bfloat16())
+    works: Works = {
+        "packed": lambda: tiles(pack_bits(left >= 0), weight, side),
+        "float32": lambda: left @ right.t(),
+        "bfloat16": lambda: half[0] @ half[1].t(),
+    }
+    what = f"{side}^3 product on the GPU"
+    yield from _compared(what, works, rounds, 2 * side**3, topic=topic, finish=finishing(torch.device(device)))
 
 
 def _binary(network: nn.Module, shape: tuple[int, int, int], product: NativeProduct) -> Engine:

@@ -30,7 +30,7 @@ TOPICS = {
     "data": "making a training batch / the step that takes it (3%)",
     "memory": "bytes kept for the backward pass, quantized / float (1.35); the peak on a GPU too",
     "ptq": "ResNet50: PWLQ weights / uniform ones (3), a forward pass with each observer (1.3; 2.5)",
-    "xnor": "float32 / packed bits: a 4096^3 product (20), the MNIST MLP at batch 1000 (12), ConvNet's shapes",
+    "xnor": "float32 / packed bits: a 4096^3 product (20), the MNIST MLP of batch 1000 (12), ConvNet's; GPUs",
     "kernels": "float32 / packed bits, the QNN paper's figure: a product of 8192^3, an MNIST MLP; a minute each",
     "startup": "qexp --help (0.3 s), and that it does not import torch",
     "sweep": "a finished sweep of 20 jobs typed again (10 s); makes it first, a minute or two",

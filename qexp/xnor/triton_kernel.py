@@ -37,6 +37,11 @@ def product(left: Tensor, right: Tensor, count: int) -> Tensor:
         raise ConfigError("engine xnor on a GPU: both operands have to be on a CUDA device.")
     if left.shape[1] != right.shape[1] or not 0 < count <= 64 * left.shape[1]:
         raise ConfigError(f"engine xnor on a GPU: {count} bits in {left.shape[1]} and {right.shape[1]} words.")
+    return tiles(left, right, count)
+
+
+def tiles(left: Tensor, right: Tensor, count: int) -> Tensor:
+    """Return `product` of operands that were looked at; with TRITON_INTERPRET=1 on a CPU, too, for tests."""
     left, right = (side.contiguous().view(torch.int32) for side in (left, right))
     rows, columns = len(left), len(right)
     result = torch.empty(rows, columns, dtype=torch.int32, device=left.device)

@@ -166,6 +166,20 @@ def test_every_layer_of_the_convnet_is_measured_on_bits(small: None) -> None:
     assert all(one.spread is not None and one.spread.median > 0 for one in found)
 
 
+def test_a_gpus_products_are_compared_with_the_packed_one(small: None) -> None:
+    seen = []
+
+    def tiles(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
+        seen.append((tuple(left.shape), tuple(right.shape), count))
+        return left
+
+    found = list(xnor._on_gpu(128, 1, "kernels", "cpu", tiles))
+    assert [one.what for one in found] == [
+        f"128^3 product on the GPU, {name} / packed" for name in ("float32", "bfloat16")
+    ]
+    assert seen == [((128, 2), (128, 2), 128)] * 2  # 128 bits a row; once to warm up
+
+
 def test_the_kernel_figure_stands_beside_the_printed_ratios(small: None) -> None:
     product, network = xnor.kernels(1)
     assert product.spread is not None and product.basis.endswith("published, on a GPU: 3.46")

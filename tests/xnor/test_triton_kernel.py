@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -18,6 +22,31 @@ def test_without_triton_or_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(triton_kernel, "triton", None)
     with pytest.raises(ConfigError, match="triton is not installed"):
         triton_kernel.product(words, words, 64)
+
+
+INTERPRETED = """
+import torch
+from qexp.xnor.packing import pack_bits
+from qexp.xnor.triton_kernel import tiles
+for rows, count, columns in ((1, 1, 1), (65, 300, 70), (3, 65, 200), (64, 512, 64)):
+    left, right = torch.randn(rows, count), torch.randn(columns, count)
+    signs = [torch.where(side >= 0, 1.0, -1.0) for side in (left, right)]
+    found = tiles(pack_bits(left >= 0), pack_bits(right >= 0), count)
+    assert torch.equal(found.float(), signs[0] @ signs[1].t()), (rows, count, columns)
+print("equal")
+"""
+
+
+@pytest.mark.skipif(triton_kernel.triton is None, reason="triton is not installed")
+def test_the_kernel_is_the_integer_product_where_its_statements_are_interpreted() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "equal\n", done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
