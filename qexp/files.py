@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import hashlib
 import os
@@ -51,6 +50,14 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """Write `content` to `path`, as `atomic_stream` does."""
     with atomic_stream(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_output(path: Path, content: bytes | str) -> None:
+    """Write what a user asked for: through links, and straight into what is no file (a pipe, a device)."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        atomic_write(path.resolve(), content)
 
 
 def remove_parts(folder: Path) -> None:
@@ -116,14 +123,15 @@ class MetricsFile:
 
     def rows(self) -> list[tuple[int, int, str, float]]:
         """Return the whole rows in order; a last row cut short by a crash is left out."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return []
         found = []
-        with self.path.open(newline="", encoding="utf-8", errors="replace") as stream:
-            for row in csv.reader(line for line in stream if line.endswith("\n")):
-                with contextlib.suppress(ValueError):
-                    epoch, step, name, value = row
-                    found.append((int(epoch), int(step), name, float(value)))
+        with self.path.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                if line.endswith("\n"):
+                    with contextlib.suppress(ValueError):
+                        epoch, step, name, value = line.rstrip("\n").split(",")
+                        found.append((int(epoch), int(step), name, float(value)))
         return found
 
     def truncate(self, step: int) -> None:

@@ -23,6 +23,9 @@ from qexp.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 0.5
+"""Seconds that a locked folder is tried again for: who looks at it (`held`) locks it for a moment."""
+
 HEARTBEAT = 10.0
 """Seconds between two touches of a claim."""
 
@@ -74,7 +77,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     works = True
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(handle)
         except BlockingIOError:
             raise InUseError(folder, _name(os.read(handle, 200).decode(errors="replace"))) from None
         except OSError as error:
@@ -86,6 +89,18 @@ def _locked(folder: Path) -> Iterator[bool]:
         yield works
     finally:
         os.close(handle)
+
+
+def _flock(handle: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -100,10 +115,15 @@ def _claimed(folder: Path, *, lock_works: bool) -> Iterator[None]:
     try:
         with os.fdopen(handle, "w") as stream:
             stream.write(_myself())
+    except BaseException:
+        claim.unlink(missing_ok=True)
+        raise
+    try:
         with _beating(claim):
             yield
     finally:
-        claim.unlink(missing_ok=True)
+        if _is_mine(claim):
+            claim.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -121,7 +141,8 @@ def _beating(claim: Path) -> Iterator[None]:
 def _beat(claim: Path, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT):
         with contextlib.suppress(OSError):
-            os.utime(claim)
+            if _is_mine(claim):
+                os.utime(claim)
 
 
 def _wait_for_an_end(claim: Path, *, lock_works: bool) -> None:
@@ -185,6 +206,11 @@ def _read(claim: Path) -> str:
         return ""
 
 
+def _is_mine(claim: Path) -> bool:
+    """Return whether a claim is still this process's: one that slept for minutes may have lost it to another."""
+    return _read(claim) == _myself()
+
+
 def _myself() -> str:
     return f"{os.getpid()} {socket.gethostname()} {_boot()}\n"
 
@@ -195,9 +221,9 @@ def _name(text: str) -> str:
 
 
 def _is_here(text: str) -> bool:
-    """Return whether a claim is of this machine: the same running system (containers too), or the same name."""
+    """Return whether a claim is of this running system (containers too); by name where one has no number."""
     _, host, boot, *_ = [*text.split(), "", "", ""]
-    return host == socket.gethostname() or (boot != "" and boot == _boot())
+    return boot == _boot() if boot and _boot() else host == socket.gethostname()
 
 
 def _boot() -> str:

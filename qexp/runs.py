@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -190,25 +191,44 @@ def read_run(path: Path) -> Run:
     config: Any = {}
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"config.yaml: {' '.join(str(error).split())[:120]}")
     if not isinstance(config, dict):
         problems.append("config.yaml: not a mapping")
         config = {}
+    if wrong := [key for key in ("seed", "epochs") if not isinstance(config.get(key), int | None)]:
+        problems.append(f"config.yaml: {wrong[0]} is no whole number")
+        config = {}
     for name in ("result.json", "failure.json", "environment.json"):
         if (path / name).exists() and not isinstance(_read_json(path / name), dict):
             problems.append(f"{name}: not readable as a JSON object")
+    result = directory.read_result()
+    if result is not None and (wrong_result := _unusable(result)):
+        problems.append(f"result.json: {wrong_result}")
+        result = None
     failure = directory.read_failure()
     environment = _read_json(path / "environment.json")
     return Run(
         path=path,
         status=directory.status(),
         config=config,
-        result=directory.read_result(),
+        result=result,
         failure=str(failure.get("message", "")) if failure else None,
         environment=environment if isinstance(environment, dict) else {},
         problem="; ".join(problems) or None,
     )
+
+
+def _unusable(result: Mapping[str, Any]) -> str:
+    """Return why a result cannot be read as one; empty where it can."""
+    if isinstance(version := result.get("format_version", 1), int) and version > FORMAT_VERSION:
+        return f"of format {version}, which a newer qexp wrote"
+    metrics = result.get("metrics", {})
+    if not isinstance(metrics, dict) or not all(
+        isinstance(value, float | int | None) for value in metrics.values()
+    ):
+        return "its metrics are no numbers by name"
+    return ""
 
 
 RECORDS = "records"
@@ -221,18 +241,23 @@ _MARKS = frozenset({"config.yaml", "result.json", "failure.json"})
 def find_runs(root: Path) -> list[Run]:
     """Return every run below `root` (or `root` itself), sorted by path; a missing root has none.
 
-    A link counts where it points at a run itself: one that another experiment made.
+    A link to a run is one that another experiment made; links to folders of runs are followed, once each.
     """
     return [read_run(folder) for folder in sorted(_run_folders(Path(root)))]
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
+def _run_folders(root: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    seen = set() if seen is None else seen
+    seen.add(os.path.realpath(root))
     for folder, below, files in os.walk(root):
         if _MARKS.intersection(files):
             yield Path(folder)
         below[:] = [name for name in below if name not in (".hydra", RECORDS)]
-        links = (Path(folder, name) for name in below if Path(folder, name).is_symlink())
-        yield from (link for link in links if any((link / mark).exists() for mark in _MARKS))
+        for link in (Path(folder, name) for name in below if Path(folder, name).is_symlink()):
+            if any((link / mark).exists() for mark in _MARKS):
+                yield link
+            elif os.path.realpath(link) not in seen:  # a folder of runs that lies elsewhere
+                yield from _run_folders(link, seen)
 
 
 def made_elsewhere(root: Path, folder: Path) -> Path | None:
@@ -258,6 +283,25 @@ def made_elsewhere(root: Path, folder: Path) -> Path | None:
     return None
 
 
+def made_by(checkpoint: str, seed: int) -> str | None:
+    """Return the digest of how a checkpoint was trained, seeds aside; None unless it is that of a run of `seed`.
+
+    Runs of several seeds, each from the float network of its own seed, are runs of one recipe.
+
+    Args:
+        checkpoint: a run's folder, or a file.
+    """
+    path = Path(checkpoint).expanduser()
+    run = RunDirectory(path if path.is_dir() else path.parent)
+    content = _read_json(run.path / "identity.json")
+    if not isinstance(content, dict) or content.get("seed") != seed or path not in (run.path, run.checkpoint):
+        return None
+    result = run.read_result() or {}
+    digests = {name: result.get(f"{name}_recipe", digest) for name, digest in content["digests"].items()}
+    text = json.dumps({**content, "seed": None, "digests": digests}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def link_run(folder: Path, found: Path) -> None:
     """Make `folder` a relative link to the run in `found`.
 
@@ -278,7 +322,7 @@ def link_run(folder: Path, found: Path) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -27,9 +27,9 @@ def saved_config(folder: Path, key: str) -> dict[str, Any]:
         raise ConfigError(
             f"{key}={folder}: no run of qexp (there is no config.yaml in it); `qexp status` lists the runs."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{key}={folder}: no run of qexp, its config.yaml cannot be read.") from error
-    if not isinstance(plain, dict):
+    if not isinstance(plain, dict) or not isinstance(plain.get("experiment"), dict):
         raise ConfigError(f"{key}={folder}: its config.yaml is no configuration.")
     return plain
 

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +45,42 @@ def test_another_machine_that_works_is_respected(tmp_path: Path) -> None:
     with pytest.raises(InUseError, match="process 4711 on another-machine"), hold(tmp_path):
         pass
     assert file.read_text() == ELSEWHERE
+
+
+def test_another_machine_of_the_same_name_is_another_machine(tmp_path: Path) -> None:
+    claim(tmp_path, 5, f"123 {socket.gethostname()} 00000000-another-boot\n")
+    if not locks._boot():
+        pytest.skip("this system does not number its boots")
+    assert held(tmp_path)
+    with pytest.raises(InUseError, match="process 123"), hold(tmp_path):
+        pass
+
+
+def test_who_lost_a_claim_leaves_the_new_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.02)
+    with hold(tmp_path):  # asleep for minutes; another machine took over
+        file = claim(tmp_path, 100)
+        time.sleep(0.1)
+        assert time.time() - file.stat().st_mtime > 90, "it is not kept alive"
+    assert file.read_text() == ELSEWHERE
+
+
+def test_looking_at_a_folder_does_not_keep_anybody_out(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            held(tmp_path)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(100):
+            with hold(tmp_path):
+                pass
+    finally:
+        over.set()
+        watcher.join()
 
 
 def test_another_machine_that_is_gone_is_not(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from qexp.errors import ConfigError
 from qexp.files import MetricsFile, atomic_write
-from qexp.runs import RunDirectory, find_runs, link_run, made_elsewhere
+from qexp.runs import RunDirectory, find_runs, link_run, made_by, made_elsewhere
 
 CONFIG = {"epochs": 2, "output_dir": "outputs"}
 IDENTITY = {"format": 1, "bits": [4, 4]}
@@ -176,3 +176,54 @@ def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(Path, "exists", locked)
     with pytest.raises(ConfigError, match="Permission denied"):
         made_elsewhere(tmp_path, tmp_path / "train" / "r-1")
+
+
+def test_a_checkpoint_is_told_by_the_recipe_of_its_run_seeds_aside(tmp_path):
+    made = []
+    for seed in (0, 1):
+        run = RunDirectory(tmp_path / f"s{seed}")
+        run.prepare(CONFIG, {"seed": seed, "epochs": 2, "digests": {"data": "d"}}, {})
+        run.checkpoint.touch()
+        run.write_result({"metrics": {}})
+        made.append(made_by(str(run.path), seed))
+        assert made_by(str(run.checkpoint), seed) == made[-1]
+        assert made_by(str(run.path), seed + 1) is None, "one network for several seeds is one network"
+        assert made_by(str(run.path / "other.pt"), seed) is None
+    assert made[0] == made[1] is not None
+    # A chain: the digest of the weights that its first link started from differs by seed, their recipe does not.
+    chains = []
+    for seed in (0, 1):
+        run = RunDirectory(tmp_path / f"chain{seed}")
+        run.prepare(CONFIG, {"seed": seed, "digests": {"data": "d", "weights": f"{seed}"}}, {})
+        run.write_result({"metrics": {}, "weights_recipe": made[seed]})
+        chains.append(made_by(str(run.path), seed))
+    assert chains[0] == chains[1] != made[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("config.yaml", "when: 2024-13-45", "config.yaml: "),
+        ("config.yaml", "seed: [1]", "config.yaml: seed is no whole number"),
+        ("config.yaml", "epochs: ten", "config.yaml: epochs is no whole number"),
+        ("result.json", "[" * 100_000, "result.json: not readable"),
+        ("result.json", '{"metrics": [1, 2]}', "its metrics are no numbers"),
+        ("result.json", '{"metrics": {"alpha/act1": "big"}}', "its metrics are no numbers"),
+        ("result.json", '{"format_version": 2, "metrics": {}}', "of format 2, which a newer qexp wrote"),
+    ],
+)
+def test_whatever_a_folder_holds_is_a_problem_and_no_exception(run, tmp_path, name, content, problem):
+    run.write_result({"metrics": {"test_accuracy": 0.9}})
+    (run.path / name).write_text(content)
+    (one,) = find_runs(tmp_path)
+    assert problem in one.problem
+    (run.path / "metrics.csv").write_text('epoch,step,name,value\n1,2,"' + "x" * 200_000 + "\n1,2,loss,0.5\n")
+    assert run.metrics.rows() == [(1, 2, "loss", 0.5)]
+
+
+def test_a_folder_of_runs_that_lies_elsewhere_is_followed_once(run, tmp_path):
+    (tmp_path / "outputs" / "loop").symlink_to(tmp_path / "outputs")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "pact").symlink_to(tmp_path / "outputs" / "train")
+    assert [one.path.name for one in find_runs(tmp_path / "named")] == [run.path.name]
+    assert [one.path.name for one in find_runs(tmp_path / "outputs")] == [run.path.name]

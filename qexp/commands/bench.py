@@ -16,8 +16,8 @@ from qexp.benchmarks.record import TRAINING, as_record, table, text
 from qexp.bits import parse_bits
 from qexp.config import Config, parse
 from qexp.errors import ConfigError
+from qexp.files import write_output
 from qexp.report.tables import render
-from qexp.runs import atomic_write
 
 if TYPE_CHECKING:
     from qexp.benchmarks.training import Contest
@@ -262,6 +262,6 @@ def _say(text: str) -> None:
 
 def _write(path: Path, content: str) -> None:
     try:
-        atomic_write(path, content)
+        write_output(path, content)
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

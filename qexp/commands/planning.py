@@ -11,7 +11,7 @@ from qexp.config import Config
 from qexp.errors import ConfigError
 from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
-from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_elsewhere
+from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_by, made_elsewhere
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,21 @@ class Planned:
             "seed": self.config.seed,
             "config_digest": config_digest(self.config),
             "data_digest": self.identity["digests"]["data"],
+            **self._origins(),
             "budget": {"name": self.config.budget.name},
             "warnings": self.run.read_warnings(),
         }
+
+    def _origins(self) -> dict[str, str]:
+        """Return the digests of where the network started and who taught it, and recipes of runs of its seed."""
+        found = {}
+        paths = {"weights": self.config.model.get("weights"), "teacher": teacher_weights(self.config)}
+        for name, path in paths.items():
+            if (digest := self.identity["digests"].get(name)) is not None:
+                found[f"{name}_digest"] = digest
+                if (recipe := made_by(str(path), self.config.seed)) is not None:
+                    found[f"{name}_recipe"] = recipe
+        return found
 
     def preview(self) -> dict[str, Any]:
         """Print and return what running it would do (skip, resume, start; running: another process does it now).

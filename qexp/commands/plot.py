@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from qexp.commands.table import check_only, runs_of
 from qexp.errors import ConfigError
+from qexp.files import write_output
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
 from qexp.report.collect import DEFAULT_ROOT, collect, one_run
 from qexp.report.facts import facts
 from qexp.report.verdicts import measuring
-from qexp.runs import Run, RunDirectory, atomic_write
+from qexp.runs import Run, RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,6 +181,6 @@ def save(figure: Figure, target: Path) -> None:
         figure.savefig(content, format=target.suffix.removeprefix("."), dpi=200)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(target, content.getvalue())
+        write_output(target, content.getvalue())
     except OSError as error:
         raise ConfigError(f"--output {target}: cannot be written ({error.strerror})") from error

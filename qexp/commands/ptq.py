@@ -142,7 +142,6 @@ def _quantize(planned: Planned, network: Any) -> None:
         {
             **planned.result(metrics),
             "calibration_seconds": round(seconds, 3),
-            "weights_digest": planned.identity["digests"]["weights"],
             "folded": [list(pair) for pair in network.folding.folded],
             "kept_batch_norms": [list(pair) for pair in network.folding.kept],
             "equalized": [list(pair) for pair in network.equalized.pairs] if network.equalized else [],

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from qexp.errors import Interrupted, OutputError, QexpError
 from qexp.runs import RunDirectory
@@ -28,7 +29,7 @@ def recording_failure(folder: RunDirectory) -> Iterator[None]:
         folder.write_failure(str(error), error.exit_code)
         raise
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _DISK or not _is_of(folder, error):
             folder.write_failure(f"{type(error).__name__}: {error}", 1)
             raise
         problem = OutputError(
@@ -40,6 +41,13 @@ def recording_failure(folder: RunDirectory) -> Iterator[None]:
     except Exception as error:
         folder.write_failure(f"{type(error).__name__}: {error}", 1)
         raise
+
+
+def _is_of(folder: RunDirectory, error: OSError) -> bool:
+    """Say whether the file that could not be written is the run's; one without a name is: data files are read."""
+    if not isinstance(error.filename, str):
+        return error.errno not in (errno.EACCES, errno.EPERM)
+    return Path(error.filename).resolve().is_relative_to(folder.path.resolve())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from qexp.errors import ConfigError
+from qexp.files import is_there, write_output
 from qexp.paths import config_dir
 from qexp.published import Artefact, Cell, artefact_names, is_artefact, load_artefact
 from qexp.report.across import across_table
@@ -21,7 +22,7 @@ from qexp.report.facts import Facts
 from qexp.report.measured import measured_table
 from qexp.report.tables import FORMATS, SUFFIXES, Table, render
 from qexp.report.verdicts import published_table
-from qexp.runs import Run, atomic_write, find_runs
+from qexp.runs import Run, find_runs
 
 _EXAMPLES = """\
 examples:
@@ -103,7 +104,7 @@ def write_or_print(table: Table, form: str | None, output: Path | None) -> None:
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(output, render(table, form))
+        write_output(output, render(table, form))
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from error
     print(f"wrote {output}")
@@ -117,7 +118,7 @@ def _measured(arguments: argparse.Namespace) -> Table:
             )
     papers = {name.partition("/")[0] for name in artefact_names()}
     for name in arguments.what:
-        if name.partition("/")[0] in papers and not Path(name).exists():
+        if name.partition("/")[0] in papers and not is_there(name):
             load_artefact(name)  # a mistyped table, not a folder: the message names the nearest
     roots = [Path(name) for name in arguments.what] or [Path(DEFAULT_ROOT)]
     by = [key.strip() for key in arguments.by.split(",")] if arguments.by else None
@@ -142,7 +143,7 @@ def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:
     """Put the runs of an experiment for its name, and its file's own options where none are typed."""
     for place, name in enumerate(arguments.what):
         file = config_dir() / "experiment" / f"{name}.yaml"
-        if is_artefact(name) or Path(name).exists() or "/" not in name or not file.is_file():
+        if is_artefact(name) or is_there(name) or "/" not in name or not file.is_file():
             continue
         folder = Path(DEFAULT_ROOT) / name
         if not folder.is_dir():

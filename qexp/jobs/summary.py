@@ -102,7 +102,7 @@ def settled(record: Record) -> Record:
     if record.status != "running":
         return record
     run = RunDirectory(record.path)
-    result, status = run.read_result(), run.status()
+    status, result = run.status(), run.read_result()  # in this order: a result may come between the two
     if result is not None:
         return record_of(record.overrides, {**result, "path": record.path, "status": "skipped"})
     if status == "running":

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from qexp.published.cells import Artefact, Cell, artefact_names, is_artefact, load_artefact, parse_paper
+from qexp.published.cells import (
+    TO_FRACTION,
+    Artefact,
+    Cell,
+    artefact_names,
+    is_artefact,
+    load_artefact,
+    parse_paper,
+)
 
-__all__ = ["Artefact", "Cell", "artefact_names", "is_artefact", "load_artefact", "parse_paper"]
+__all__ = ["TO_FRACTION", "Artefact", "Cell", "artefact_names", "is_artefact", "load_artefact", "parse_paper"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, SUBJECT
 from qexp.report.groups import Group, group_runs
-from qexp.report.measured import caption, header, usable
+from qexp.report.measured import caption, epochs_text, header, usable
 from qexp.report.numbers import by_size, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
@@ -29,14 +29,18 @@ def across_table(runs: Sequence[Run], metric: str, key: str, by: Sequence[str] |
     Raises:
         ConfigError: no run has the metric, no run has the setting, or two groups of runs claim one cell.
     """
+    if key == "seed":
+        raise ConfigError("--across seed: a cell is the mean over the seeds; `--by seed` has a row for each.")
     finished, notes = usable(runs, metric)
-    groups = group_runs(finished, metric, None if by is None else list(dict.fromkeys([*by, key])))
-    values = sorted({_value(group, key) for group in groups} - {ABSENT}, key=by_size)
-    if groups and not values:
+    groups = group_runs(finished, metric, by, also=[key])
+    values = sorted({_value(group, key) for group in groups} - {FLOAT}, key=by_size)
+    if groups and not set(values) - {ABSENT}:
         raise ConfigError(f"--across {key}: no quantized run has this setting.")
     rows = _rows(groups, key)
     keys = [name for name in (rows[0][0] if rows else SUBJECT) if _tells(name, rows)]
     columns = [*(Column(name, header(name)) for name in keys), Column("n", "n", number=True)]
+    if any(group.first.shortened for group in groups):
+        columns.append(Column("epochs", "epochs"))
     columns += [Column(f"={value}", value, number=True) for value in values]
     return Table(
         title=f"{metric.replace('_', ' ')} of {len(finished)} finished run{'s' * (len(finished) != 1)} by {key}",
@@ -69,9 +73,14 @@ def _rows(groups: Sequence[Group], key: str) -> list[_Row]:
     return sorted(found.values(), key=lambda row: not next(iter(row[1].values())).first.is_float)
 
 
+FLOAT = "float"
+"""Where the float network stands among a row's cells: it belongs in every column."""
+
+
 def _value(group: Group, key: str) -> str:
-    """Return the column of a group; `ABSENT` for the float network, which stands in every one."""
-    return ABSENT if group.first.is_float else str(group.first.get(key))
+    """Return the column of a group; `FLOAT` for the float network, `ABSENT` for one without the setting."""
+    value = group.first.setting(key)
+    return FLOAT if group.first.is_float else ABSENT if value is None else str(value)
 
 
 def _tells(name: str, rows: Sequence[_Row]) -> bool:
@@ -89,16 +98,19 @@ def _row(
 ) -> dict[str, str]:
     counts = sorted({group.summary.n for group in cells.values()})
     text = {key: names[key] for key in keys} | {"n": " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))}
+    text["epochs"] = " and ".join(dict.fromkeys(map(epochs_text, cells.values())))
     for value in values:
-        group = cells.get(value, cells.get(ABSENT))
-        text[f"={value}"] = ABSENT if group is None else _cell(group, metric)
+        group = cells.get(value, cells.get(FLOAT))
+        text[f"={value}"] = ABSENT if group is None else _cell(group, metric, counts[-1])
     return text
 
 
-def _cell(group: Group, metric: str) -> str:
+def _cell(group: Group, metric: str, most: int) -> str:
+    """Return mean and interval, and of how many runs, where another cell of the row has more."""
     summary = group.summary
     text = value_text(summary.mean, metric)
-    return text if summary.half_width is None else f"{text} ± {value_text(summary.half_width, metric)}"
+    text += "" if summary.half_width is None else f" ± {value_text(summary.half_width, metric)}"
+    return text if summary.n == most else f"{text} (n = {summary.n})"
 
 
 def _record(
@@ -106,7 +118,7 @@ def _record(
 ) -> dict[str, object]:
     record: dict[str, object] = {key: names[key] for key in keys}
     for value in values:
-        group = cells.get(value, cells.get(ABSENT))
+        group = cells.get(value, cells.get(FLOAT))
         record |= {
             f"{value} mean": None if group is None else group.summary.mean,
             f"{value} half_width": None if group is None else group.summary.half_width,

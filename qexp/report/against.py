@@ -12,7 +12,7 @@ from scipy.special import stdtr
 from qexp.errors import ConfigError
 from qexp.report.groups import Group
 from qexp.report.intervals import LEAST, Summary, summarize
-from qexp.report.numbers import difference_text, value_text
+from qexp.report.numbers import change_text
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,16 @@ def paired(group: Group, other: Group) -> Paired | None:
         return None
     summary = summarize(differences)
     spread = statistics.stdev(differences) if len(differences) >= LEAST else 0.0
-    if spread == 0.0:
+    # Equal differences of decimal numbers are a last place of a binary one apart.
+    if spread <= 1e-9 * max(map(abs, (*group.values, *other.values))):
         return Paired(summary, None)
     t = abs(summary.mean) / (spread / math.sqrt(summary.n))
     return Paired(summary, float(2 * stdtr(summary.n - 1, -t)))
 
 
-def paired_text(found: Paired, metric: str) -> str:
-    """Return a cell: the mean difference, half the interval, and p."""
-    text = difference_text(found.summary.mean, metric)
-    if found.summary.half_width is not None:
-        text += f" ± {value_text(found.summary.half_width, metric)}"
-    return text if found.p is None else f"{text} (p = {found.p:.2g})"
+def paired_text(found: Paired, metric: str, n: int) -> str:
+    """Return a cell: the mean difference, half the interval, p, and how many pairs, where not all `n` runs."""
+    told = [] if found.p is None else [f"p = {found.p:.2g}"]
+    told += [] if found.summary.n == n else [f"n = {found.summary.n}"]
+    text = change_text(found.summary, metric)
+    return f"{text} ({', '.join(told)})" if told else text

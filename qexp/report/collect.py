@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qexp.errors import ConfigError, did_you_mean
+from qexp.files import is_there
 from qexp.runs import Run, find_runs
 
 DEFAULT_ROOT = "outputs"
@@ -20,7 +21,7 @@ def collect(roots: Sequence[Path]) -> list[Run]:
     """
     runs: dict[Path, Run] = {}
     for root in roots:
-        if not root.is_dir():
+        if not (is_there(str(root)) and root.is_dir()):
             siblings = [str(root.parent / entry.name) for entry in _folders(root.parent)]
             raise ConfigError(f"{root}: there is no such folder of runs.{did_you_mean(str(root), siblings)}")
         runs |= {run.path.resolve(): run for run in find_runs(root)}

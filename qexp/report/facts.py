@@ -91,6 +91,8 @@ class Facts:
         command: what made it, train or ptq; runs of the two are never compared.
         recipe: every setting that decides the result but seed, subject and numerics; dotted key -> value.
         numerics: settings that move a result only by rounding.
+        origins: of `weights` and `teacher` in the recipe, which are checkpoints: the recipe that made them, where
+            they are of a run of the same seed.
     """
 
     run: Run
@@ -105,6 +107,7 @@ class Facts:
     command: str = "train"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     numerics: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_float(self) -> bool:
@@ -197,7 +200,7 @@ def facts(run: Run) -> Facts:
     if _decays_by_bits(run.config):
         recipe["optimizer.weight_decay"] = "by bits"  # one recipe, whatever the width
     trained = {} if calibrated else _trained(run.config)
-    recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**recipe, **trained}
+    recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**_started(run, recipe), **trained}
     if not is_float:
         recipe["first_last"] = rule
     if digest := (run.result or {}).get("data_digest"):
@@ -212,6 +215,7 @@ def facts(run: Run) -> Facts:
         command="ptq" if calibrated else "train",
         recipe=recipe,
         numerics={} if calibrated else _numerics(run, flat),
+        origins={} if calibrated else _origins(run),
     )
 
 
@@ -226,6 +230,26 @@ def _decays_by_bits(config: Mapping[str, Any]) -> bool:
     """Say whether the weight decay is what the recipe's list has for the weights' bits."""
     width = f"w{_node(config, 'bits').get('weight')}"
     return _node(config, "decay_by_bits").get(width, ABSENT) == _node(config, "optimizer").get("weight_decay")
+
+
+CHECKPOINTS = {"weights": "model.weights", "teacher": "task.teacher"}
+"""What a run starts from or is taught by -> the setting with its path."""
+
+
+def _started(run: Run, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose checkpoints are told apart by what they hold: digests stand for their paths."""
+    found = dict(recipe)
+    for name, key in CHECKPOINTS.items():
+        path = found.pop(key, None)
+        digest = (run.result or {}).get(f"{name}_digest")
+        if digest is not None or path is not None:
+            found[name] = str(path) if digest is None else str(digest)[:8]
+    return found
+
+
+def _origins(run: Run) -> dict[str, str]:
+    recipes = {name: (run.result or {}).get(f"{name}_recipe") for name in CHECKPOINTS}
+    return {name: str(recipe)[:8] for name, recipe in recipes.items() if recipe is not None}
 
 
 def _calibrated(run: Run, recipe: Mapping[str, Any], *, is_float: bool) -> dict[str, Any]:

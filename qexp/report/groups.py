@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qexp.errors import ConfigError, did_you_mean
-from qexp.report.facts import ABSENT, SUBJECT, Facts
+from qexp.report.facts import ABSENT, CHECKPOINTS, SUBJECT, Facts
 from qexp.report.intervals import Summary, summarize
 from qexp.report.numbers import by_size
 
@@ -65,13 +66,16 @@ class Group:
         return all(str(self.first.setting(key)) == value for key, value in wanted.items())
 
 
-def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = None) -> list[Group]:
+def group_runs(
+    runs: Sequence[Facts], metric: str, by: Sequence[str] | None = None, also: Sequence[str] = ()
+) -> list[Group]:
     """Sort runs into groups.
 
     Args:
         runs: finished runs whose result holds `metric`.
         metric: its name in the result's metrics.
         by: keys to group by; None groups by `SUBJECT` and by whatever else differs.
+        also: further keys to group by, which no run needs to have.
 
     Returns:
         Groups, the float network first, then by falling bits.
@@ -87,6 +91,7 @@ def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = No
             if key not in known:
                 raise ConfigError(f"--by: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
         keys = list(by)
+    keys = list(dict.fromkeys([*keys, *also]))
     groups = []
     for values, members in _split(runs, keys).items():
         _refuse_mixture(members, keys)
@@ -94,6 +99,27 @@ def group_runs(runs: Sequence[Facts], metric: str, by: Sequence[str] | None = No
         numbers = tuple(metric_of(member, metric) for member in once)
         groups.append(Group(dict(zip(keys, values, strict=True)), tuple(once), numbers))
     return sorted(groups, key=_order)
+
+
+def by_origin(runs: Sequence[Facts]) -> list[Facts]:
+    """Return runs whose checkpoints of one seed each stand for the recipe that made them.
+
+    Runs of several seeds that each start from the float run of their own seed are of one recipe; those that all
+    start from one network are, too, and that network is told by its digest.
+    """
+    seeds: dict[tuple[str, str], set[int | None]] = {}
+    for run in runs:
+        for name in CHECKPOINTS:
+            seeds.setdefault((name, str(run.get(name))), set()).add(run.seed)
+    found = []
+    for run in runs:
+        own = {
+            name: f"run {recipe}"
+            for name, recipe in run.origins.items()
+            if len(seeds[name, str(run.get(name))]) == 1
+        }
+        found.append(dataclasses.replace(run, recipe={**run.recipe, **own}) if own else run)
+    return found
 
 
 def metric_of(member: Facts, metric: str) -> float:
@@ -188,8 +214,16 @@ def _refuse_mixture(members: Sequence[Facts], keys: Sequence[str]) -> None:
 
 
 def _distinct(members: Sequence[Facts]) -> list[Facts]:
-    """Drop copies: a run found twice has the same name, which holds its identity."""
-    return list({member.run.path.name: member for member in members}.values())
+    """Drop copies: a run found twice has the same name, which holds its identity, and the same numbers."""
+    found: dict[str, Facts] = {}
+    for member in members:
+        other = found.setdefault(member.run.path.name, member)
+        if (other.run.result or {}).get("metrics") != (member.run.result or {}).get("metrics"):
+            raise ConfigError(
+                f"one run, made twice with other results: {other.run.path} and {member.run.path}; leave one of"
+                " them out"
+            )
+    return list(found.values())
 
 
 def _one_per_seed(members: Sequence[Facts], keys: Sequence[str]) -> list[Facts]:
@@ -228,8 +262,9 @@ def baseline_difference(group: Group, floats: Sequence[Group]) -> Summary | None
     if group.first.is_float:
         return None
     wanted = group.first.baseline_key()
-    for candidate in floats:
-        if candidate.first.is_float and candidate.first.baseline_key() == wanted:
-            differences = group.minus(candidate)
-            return summarize(differences) if differences else None
+    fitting = [one for one in floats if one.first.is_float and one.first.baseline_key() == wanted]
+    # Of float runs that differ by rounding alone, those with the group's own arithmetic come first.
+    for candidate in sorted(fitting, key=lambda one: one.first.numerics != group.first.numerics):
+        if differences := group.minus(candidate):
+            return summarize(differences)
     return None

@@ -22,7 +22,7 @@ class Header:
 def read_header(path: Path, name: str) -> Header:
     """Read the comment block at the top of a YAML file; a file without one has an empty idea."""
     lines: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         text = line.removeprefix("#").strip()

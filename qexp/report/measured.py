@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from qexp.errors import ConfigError, did_you_mean
 from qexp.report.against import paired, paired_text, partner
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
-from qexp.report.groups import Group, baseline_difference, group_runs, metric_of, metrics_of
-from qexp.report.numbers import difference_text, interval_text, unit, value_text
+from qexp.report.groups import Group, baseline_difference, by_origin, group_runs, metric_of, metrics_of
+from qexp.report.numbers import change_text, interval_text, unit, value_text
 from qexp.report.progress import progress_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
@@ -96,7 +96,7 @@ def usable(runs: Sequence[Run], metric: str) -> tuple[list[Facts], list[str]]:
         raise ConfigError(f"--metric: no finished run reports '{metric}'.{did_you_mean(metric, known)}")
     holding = [run for run in finished if not math.isnan(metric_of(run, metric))]
     notes += [f"{run.run.path.name}: finished without {metric}" for run in finished if run not in holding]
-    return holding, notes
+    return by_origin(holding), notes
 
 
 def told(runs: Sequence[Run]) -> list[str]:
@@ -109,7 +109,7 @@ def told(runs: Sequence[Run]) -> list[str]:
         elif run.problem:
             notes.append(f"{name}: damaged, left out: {run.problem}")
         else:
-            why = f": {run.failure}" if run.failure else ""
+            why = f": {' '.join(run.failure.split())}" if run.failure else ""
             notes.append(f"{name}: {run.status} ({progress_text(run)}){why}")
     return notes
 
@@ -165,10 +165,8 @@ def _columns(keys: Sequence[str], metric: str, *, epochs: bool) -> list[Column]:
 
 def _row(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: str) -> dict[str, str]:
     summary, difference = group.summary, baseline_difference(group, floats)
-    text = ABSENT if difference is None else difference_text(difference.mean, metric)
-    if difference is not None and difference.half_width is not None:
-        text += f" ± {value_text(difference.half_width, metric)}"
-    elif difference is not None and difference.n < summary.n:
+    text = ABSENT if difference is None else change_text(difference, metric)
+    if difference is not None and difference.n < summary.n:
         text += f" (n = {difference.n})"
     return {key: str(group.first.get(key)) for key in keys} | {
         "n": str(summary.n),
@@ -206,15 +204,20 @@ def _compare(
     records: Sequence[dict[str, object]],
 ) -> None:
     """Add each group's paired comparison to its row and record."""
-    if groups and not any(group.is_as(against) for group in groups):
-        wanted = ", ".join(f"{key}={value}" for key, value in against.items())
+    fitting, wanted = [g for g in groups if g.is_as(against)], ", ".join(f"{k}={v}" for k, v in against.items())
+    if groups and not fitting:
         raise ConfigError(f"--against: no finished run has {wanted}.")
+    if groups and all(group.first.is_float for group in fitting):
+        raise ConfigError(
+            f"--against: {wanted} is the float network, which every table compares with: 'vs float'."
+        )
     for group, row, record in zip(groups, rows, records, strict=True):
         other = partner(group, groups, against)
         found = None if other is None else paired(group, other)
-        row["against"] = ABSENT if found is None else paired_text(found, metric)
+        row["against"] = ABSENT if found is None else paired_text(found, metric, group.summary.n)
         record |= {
             "against": None if found is None else found.summary.mean,
+            "against_n": None if found is None else found.summary.n,
             "against_half_width": None if found is None else found.summary.half_width,
             "against_p": None if found is None else found.p,
         }

@@ -64,6 +64,16 @@ def difference_text(value: float, metric: str, digits: int = 2) -> str:
     return f"{round(100 * value, digits) + 0.0:+.{digits}f}" if is_share(metric) else f"{value:+.3g}"
 
 
+def change_text(summary: Summary, metric: str) -> str:
+    """Return a mean difference, with half its 95% interval where there is one.
+
+    >>> change_text(Summary(3, -0.012, 0.004), "test_accuracy")
+    '-1.20 ± 0.40'
+    """
+    text = difference_text(summary.mean, metric)
+    return text if summary.half_width is None else f"{text} ± {value_text(summary.half_width, metric)}"
+
+
 def interval_text(summary: Summary, metric: str) -> str:
     """Return `lowest to highest` of the 95% interval, or how many runs there are where none is given.
 

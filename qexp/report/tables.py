@@ -163,6 +163,13 @@ def _latex_row(texts: Sequence[str]) -> str:
 def _latex_text(text: str) -> str:
     """Return text with LaTeX's own signs escaped and the few symbols that tables use in its words."""
     escaped = "".join(_LATEX.get(sign, sign) for sign in text)
-    for sign, word in {"±": r"$\pm$", "–": "--", "−": "$-$", "≥": r"$\geq$", "Δ": r"$\Delta$"}.items():
+    for sign, word in {
+        "±": r"$\pm$",
+        "–": "--",
+        "−": "$-$",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+        "Δ": r"$\Delta$",
+    }.items():
         escaped = escaped.replace(sign, word)
     return escaped

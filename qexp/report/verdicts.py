@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from qexp.published import Artefact, Cell
+from qexp.published import TO_FRACTION, Artefact, Cell
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
@@ -44,7 +44,13 @@ class Entry:
 
 
 def verdict(
-    published: float, measured: Summary, spread: float, metric: str = "test_accuracy", *, ours: bool = False
+    published: float,
+    measured: Summary,
+    spread: float,
+    metric: str = "test_accuracy",
+    *,
+    ours: bool = False,
+    known_to: float = 0.0,
 ) -> str:
     """Judge measured runs against a printed number.
 
@@ -54,10 +60,11 @@ def verdict(
         spread: the paper's own run-to-run spread, likewise; decides below three runs.
         metric: what is measured.
         ours: the paper gives no spread; this one was chosen here.
+        known_to: half of the last printed digit, or how well the value could be read off.
 
     Returns:
-        From three runs on `agrees` (the 95% interval contains the published value), `below` or `above` (the whole
-        interval lies there); with fewer runs only whether the mean is within the paper's spread, and n.
+        From three runs on `agrees` (the 95% interval reaches what the published value may be), `below` or `above`
+        (the whole interval lies there); with fewer runs only whether the mean is within the spread, and n.
 
     >>> verdict(0.913, Summary(3, 0.912, 0.002), 0.005), verdict(0.913, Summary(1, 0.912, None), 0.005)
     ('agrees', "within the paper's own spread (0.5 points), n = 1")
@@ -68,9 +75,9 @@ def verdict(
         width = f"{100 * spread:.1f} points" if is_share(metric) else f"{spread:g}"
         whose = "the tolerance taken here" if ours else "the paper's own spread"
         return f"{side} {whose} ({width}), n = {measured.n}"
-    if measured.high < published:
+    if round(measured.high - published + known_to, 9) < 0:
         return "below"
-    return "above" if measured.low > published else "agrees"
+    return "above" if round(measured.low - published - known_to, 9) > 0 else "agrees"
 
 
 def kept(bound: float, measured: Summary) -> str:
@@ -210,7 +217,7 @@ def departures(cell: Cell, group: Group) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-_PLACES_AND_DATA = ("model.weights", "weights", "task.teacher", "data_digest", "dataset.train_samples")
+_PLACES_AND_DATA = ("weights", "teacher", "data_digest", "dataset.train_samples")
 """Of a recipe: where something lies, and what a budget takes of the data."""
 
 
@@ -360,7 +367,16 @@ def judged(entry: Entry, artefact: Artefact) -> str:
     if entry.cell.bound:
         return kept(entry.cell.comparable, entry.measured)
     ours = artefact.spread_from == "ours"
-    return verdict(entry.cell.comparable, entry.measured, artefact.spread, artefact.metric, ours=ours)
+    known_to = artefact.spread if ours and entry.cell.how == "read_off" else _half_a_digit(entry.cell)
+    return verdict(
+        entry.cell.comparable, entry.measured, artefact.spread, artefact.metric, ours=ours, known_to=known_to
+    )
+
+
+def _half_a_digit(cell: Cell) -> float:
+    """Return half of the last digit that was printed, as runs report the metric."""
+    exponent = int(Decimal(cell.printed).as_tuple().exponent)
+    return 0.5 * 10.0**exponent * TO_FRACTION.get(cell.unit, 1.0)
 
 
 def _record(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, object]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from qexp.jobs.job import Record
-from qexp.jobs.summary import print_summary
+from qexp.jobs.summary import print_summary, settled
+from qexp.runs import RunDirectory
 
 LONG = "resnet20_v1-cifar10-pact-w4a4-s0-1a2b3c4d"
 
@@ -48,6 +50,19 @@ def test_reasons_stand_below_whole_and_the_signal_says_how_to_go_on(capsys: pyte
     assert "model=resnet20_v1" in lines[0]
     assert f"failed bits=3: {reason.rstrip()}" in [line.rstrip() for line in lines]
     assert lines[-1] == "interrupted by Ctrl-C; type the same command again"
+
+
+def test_a_run_that_ends_while_one_looks_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path)
+    status = RunDirectory.status
+
+    def late(self: RunDirectory) -> str:
+        found = status(self)
+        run.write_result({"metrics": {}, "run_id": "x", "primary_metric": "test_accuracy"})
+        return found
+
+    monkeypatch.setattr(RunDirectory, "status", late)
+    assert settled(Record("seed=0", "running", path=str(tmp_path))).status == "skipped"
 
 
 def test_jobs_without_a_metric_have_no_column_for_it(capsys: pytest.CaptureFixture[str]) -> None:

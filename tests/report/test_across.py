@@ -36,7 +36,7 @@ def test_the_interval_stands_from_three_seeds_on(make_run: Make, tmp_path: Path)
     table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
     # Student's t with two degrees of freedom: 4.303 * 1 / sqrt(3).
     assert table.rows[0]["=w4a4"] == "71.00 ± 2.48"
-    assert table.rows[0]["=w2a2"] == "50.00"
+    assert table.rows[0]["=w2a2"] == "50.00 (n = 1)"
     assert table.rows[0]["n"] == "1 to 3"
 
 
@@ -94,3 +94,32 @@ def test_the_command_takes_it_and_a_published_table_refuses_it(
     assert "w4a4" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--across is set by the published table"):
         main(["pact/table1", "--across", "bits"])
+
+
+def test_only_the_float_network_stands_in_every_column(make_run: Make, tmp_path: Path) -> None:
+    make_run("none", 32, 0, 0.95)
+    make_run("pact", 4, 0, 0.9)
+    make_run("dorefa", 4, 0, 0.8)
+    make_run("dorefa", 4, 0, 0.7, **{"dataset.train_samples": 100})
+    table = across_table(find_runs(tmp_path), "test_accuracy", "dataset.train_samples")
+    shown = {row["quantizer"]: (row["=–"], row["=100"]) for row in table.rows}
+    assert shown == {"none": ("95.00", "95.00"), "pact": ("90.00", "–"), "dorefa": ("80.00", "70.00")}
+
+
+def test_arithmetic_gets_columns_and_the_seed_none(make_run: Make, tmp_path: Path) -> None:
+    for compiled in (True, False):
+        make_run("pact", 4, int(compiled), 0.9 - compiled / 10, result={"compiled": compiled})
+    table = across_table(find_runs(tmp_path), "test_accuracy", "trainer.compile")
+    assert [(row["=False"], row["=True"]) for row in table.rows] == [("90.00", "80.00")]
+    with pytest.raises(ConfigError, match="--across seed: a cell is the mean over the seeds"):
+        across_table(find_runs(tmp_path), "test_accuracy", "seed")
+
+
+def test_a_shortened_budget_is_said(make_run: Make, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.9)
+    make_run("pact", 2, 0, 0.8)
+    assert "epochs" not in [c.key for c in across_table(find_runs(tmp_path), "test_accuracy", "bits").columns]
+    make_run("dorefa", 4, 0, 0.7, epochs=30)
+    table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
+    assert "epochs" in [column.key for column in table.columns]
+    assert [row["epochs"] for row in table.rows if row["quantizer"] == "dorefa"] == ["shortened: 30 of 200"]

@@ -116,3 +116,32 @@ def test_the_number_of_processes_is_part_of_a_recipe(make_run: Make, tmp_path: P
     for devices, accuracy in ((1, 0.9), (8, 0.8)):
         make_run("pact", 4, devices, accuracy, **{"trainer.devices": devices})
     assert len(measured_table(find_runs(tmp_path)).rows) == 2
+
+
+def test_equal_differences_have_no_p(make_run: Make, tmp_path: Path) -> None:
+    for seed, one in enumerate((0.95, 0.90, 0.85)):
+        make_run("pact", 4, seed, one)
+        make_run("dorefa", 4, seed, one - 0.05)
+    table = measured_table(find_runs(tmp_path), against={"quantizer": "dorefa"})
+    (record,) = (record for record in table.records if record["quantizer"] == "pact")
+    assert record["against"] == pytest.approx(0.05) and record["against_p"] is None
+
+
+def test_a_difference_over_fewer_seeds_says_so(make_run: Make, tmp_path: Path) -> None:
+    for seed in range(5):
+        make_run("pact", 4, seed, 0.9 + seed / 1000)
+    for seed in range(3):
+        make_run("dorefa", 4, seed, 0.89 + seed**2 / 1000)
+        make_run("none", 32, seed, 0.92 + seed**2 / 1000)
+    table = measured_table(find_runs(tmp_path), against={"quantizer": "dorefa"})
+    (row,) = (row for row in table.rows if row["quantizer"] == "pact")
+    assert row["difference"].endswith(" (n = 3)") and row["against"].endswith(", n = 3)")
+    (record,) = (record for record in table.records if record["quantizer"] == "pact")
+    assert (record["n"], record["difference_n"], record["against_n"]) == (5, 3, 3)
+
+
+def test_the_float_network_is_no_partner(make_run: Make, tmp_path: Path) -> None:
+    make_run("none", 32, 0, 0.92)
+    make_run("pact", 4, 0, 0.9)
+    with pytest.raises(ConfigError, match="is the float network, which every table compares with"):
+        measured_table(find_runs(tmp_path), against={"quantizer": "none"})

@@ -7,7 +7,7 @@ import pytest
 
 from qexp.errors import ConfigError
 from qexp.report.facts import Facts, facts
-from qexp.report.groups import baseline_difference, group_runs
+from qexp.report.groups import baseline_difference, by_origin, group_runs
 from qexp.runs import find_runs
 
 MakeRun = Callable[..., Path]
@@ -127,3 +127,58 @@ def test_names_come_from_the_folder_where_the_config_has_none(make_run: MakeRun,
     text = (path / "config.yaml").read_text()
     (path / "config.yaml").write_text(text.replace("names:", "old_names:"))
     assert found(tmp_path)[0].subject == "resnet20 cifar10 none 32"
+
+
+def started(make_run: MakeRun, quantizer: str, seed: int, digest: str, recipe: str | None = None) -> None:
+    """A run that started from the checkpoint `digest`, of a run of `recipe` and the same seed, or another."""
+    origin = {} if recipe is None else {"weights_recipe": recipe}
+    place = {"model.weights": f"somewhere/{digest}"}
+    make_run(quantizer, 4, seed, 0.9 + seed / 100, result={"weights_digest": digest, **origin}, **place)
+
+
+def test_runs_from_the_float_run_of_their_own_seed_are_one_recipe(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        started(make_run, "pact", seed, f"{seed}" * 64, "a" * 64)
+        started(make_run, "dorefa", seed, f"{seed}" * 64, "a" * 64)
+    groups = group_runs(by_origin(found(tmp_path)), "test_accuracy")
+    assert sorted((group.first.quantizer, group.summary.n) for group in groups) == [("dorefa", 3), ("pact", 3)]
+    assert {group.first.get("weights") for group in groups} == {"run aaaaaaaa"}
+
+
+def test_runs_from_one_network_are_told_by_what_it_holds(make_run: MakeRun, tmp_path: Path) -> None:
+    started(make_run, "pact", 0, "f" * 64, "a" * 64)  # the network's own seed
+    started(make_run, "pact", 1, "f" * 64)
+    started(make_run, "dorefa", 0, "f" * 64, "a" * 64)
+    groups = group_runs(by_origin(found(tmp_path)), "test_accuracy")
+    assert sorted((group.first.quantizer, group.summary.n) for group in groups) == [("dorefa", 1), ("pact", 2)]
+    assert {group.first.get("weights") for group in groups} == {"ffffffff"}
+
+
+def test_other_float_recipes_stay_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    started(make_run, "pact", 0, "0" * 64, "a" * 64)
+    started(make_run, "pact", 1, "1" * 64, "b" * 64)
+    assert len(group_runs(by_origin(found(tmp_path)), "test_accuracy")) == 2
+
+
+def test_a_float_run_of_the_same_arithmetic_comes_first_and_any_other_after_it(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("none", 32, 0, 0.95, result={"compiled": False})
+    make_run("none", 32, 0, 0.94, result={"compiled": True})
+    make_run("none", 32, 1, 0.93, result={"compiled": True})
+    make_run("pact", 4, 0, 0.9, result={"compiled": True})
+    make_run("pact", 2, 1, 0.8, result={"compiled": False})
+    runs = found(tmp_path)
+    floats = group_runs([run for run in runs if run.is_float], "test_accuracy")
+    four, two = (group for group in group_runs(runs, "test_accuracy") if not group.first.is_float)
+    assert baseline_difference(four, floats).mean == pytest.approx(-0.04)
+    assert baseline_difference(two, floats).mean == pytest.approx(-0.13)
+
+
+def test_a_run_made_twice_with_other_results_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    for root, accuracy in (("here", 0.9), ("there", 0.9)):
+        make_run("pact", 4, 0, accuracy, root=root)
+    assert group_runs(found(tmp_path), "test_accuracy")[0].summary.n == 1
+    make_run("pact", 4, 0, 0.5, root="elsewhere")
+    with pytest.raises(ConfigError, match="one run, made twice with other results"):
+        group_runs(found(tmp_path), "test_accuracy")

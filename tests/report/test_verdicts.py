@@ -7,7 +7,7 @@ import pytest
 
 from qexp.commands.table import jobs_of
 from qexp.published import load_artefact, parse_paper
-from qexp.report.intervals import Summary
+from qexp.report.intervals import Summary, summarize
 from qexp.report.tables import Table
 from qexp.report.verdicts import measuring, published_table, verdict
 from qexp.runs import find_runs
@@ -31,6 +31,18 @@ MakeRun = Callable[..., Path]
 )
 def test_verdict(mean: float, half_width: float | None, n: int, expected: str) -> None:
     assert verdict(0.913, Summary(n, mean, half_width), 0.005) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.9133] * 3, "agrees"),  # printed as 91.3: 91.25 to 91.35
+        ([0.9136] * 3, "above"),
+        ([0.9124] * 3, "below"),
+    ],
+)
+def test_a_published_number_is_known_to_its_last_digit(values: list[float], expected: str) -> None:
+    assert verdict(0.913, summarize(values), 0.005, known_to=0.0005) == expected
 
 
 def test_a_tolerance_of_ours_is_not_called_the_papers() -> None:
