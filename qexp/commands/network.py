@@ -41,8 +41,12 @@ def refuse_text(config: Config, what: str) -> None:
         )
 
 
-def build_float(config: Config, source: DataSource) -> nn.Module:
-    """Return the float model, its random start drawn from `seed`, or loaded from `model.weights`."""
+def build_float(config: Config, source: DataSource, *, of_float: bool = False) -> nn.Module:
+    """Return the float model, its random start drawn from `seed`, or loaded from `model.weights`.
+
+    Args:
+        of_float: those have to be of a float network, as they always have after training.
+    """
     node = dict(config.model)
     weights = node.pop("weights", None)
     torch.manual_seed(config.seed)
@@ -55,7 +59,7 @@ def build_float(config: Config, source: DataSource) -> nn.Module:
     if config.normalization is not None:
         shifted(model, config.normalization)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, of_float=of_float or config.calibration is not None)
     return model
 
 

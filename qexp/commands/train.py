@@ -174,7 +174,8 @@ def _teacher(planned: Planned) -> Any:
     if not config.task.get("distillation"):
         return None
     model = {**config.model, "weights": teacher_weights(config)}
-    return build_float(dataclasses.replace(config, model=model), planned.source).eval().requires_grad_(False)
+    network = build_float(dataclasses.replace(config, model=model), planned.source, of_float=True)
+    return network.eval().requires_grad_(False)
 
 
 def _train(planned: Planned, network: Any, teacher: Any) -> dict[str, Any]:

@@ -18,19 +18,30 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, Index
 def decode(file: Path, channels: int) -> Image.Image:
     """Read one image file whole, as RGB (3 channels) or grey (1), whatever its ending says it is.
 
-    The pixels are taken as they are stored: an EXIF orientation is not applied, as in the papers' preparation.
-    ImageNet has CMYK files and a PNG called .JPEG among its photographs, and files whose EXIF data are damaged.
+    Greys of 16 bits are scaled to 8. The pixels are taken as they are stored: an EXIF orientation is not applied,
+    as in the papers' preparation. ImageNet has CMYK files and a PNG called .JPEG among its photographs, and files
+    whose EXIF data are damaged.
 
     Raises:
-        DataError: the file is not an image, is truncated, or cannot be read.
+        DataError: the file is not an image, is truncated, cannot be read, or has pixels of 32 bits, whose scale
+            nobody states.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of metadata, which nobody reads here
             with Image.open(file) as image:
-                return image.convert("RGB" if channels == 3 else "L")
+                return _eight_bits(image, file).convert("RGB" if channels == 3 else "L")
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: cannot be decoded ({error}); replace or remove it.") from error
+
+
+def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """Return an image whose values `convert` understands: of more than 8 bits it would cut all off at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{file}: its pixels are of mode {image.mode} (32 bits); save it with 8 or 16 bits.")
+    return image
 
 
 def resize_shorter(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -31,6 +31,9 @@ def read_npz(file: Path) -> Splits:
                     f"{file}: no {', '.join(missing)} in it, only {', '.join(keys) or 'nothing'};"
                     f" a data file has {', '.join(NEEDED)}."
                 )
+            pairs = (("x_val", "y_val"), ("y_val", "x_val"))
+            if half := [key for key, other in pairs if key in keys and other not in keys]:
+                raise DataError(f"{file}: {half[0]} has no partner; a validation split has x_val and y_val.")
             names = [name for name in ("train", "val", "test") if f"x_{name}" in keys and f"y_{name}" in keys]
             arrays = {name: (archive[f"x_{name}"], archive[f"y_{name}"]) for name in names}
     except UNREADABLE as error:

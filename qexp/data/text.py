@@ -106,7 +106,7 @@ class TextSource(DataSource):
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
         """The training text's tokens by number, from the most frequent on; ties by code point."""
-        counts = Counter(self._training_tokens)
+        counts = Counter(self._training_text)  # all of it: fewer samples must not make the test an easier one
         tokens = sorted(counts, key=lambda token: (-counts[token], token))
         if self.vocabulary_size is not None:
             tokens = [*[token for token in tokens if token != UNKNOWN][: self.vocabulary_size - 1], UNKNOWN]
@@ -139,7 +139,7 @@ class TextSource(DataSource):
         return torch.tensor([known.get(token, unknown) for token in tokens], dtype=torch.long)
 
     def _tokens(self, split: str) -> Iterator[str]:
-        for line in self.text(split).splitlines():
+        for line in self.text(split).split("\n"):
             words = line.split()
             if not words:
                 continue
@@ -147,8 +147,12 @@ class TextSource(DataSource):
             yield END if self.level == "word" else "\n"
 
     @functools.cached_property
+    def _training_text(self) -> list[str]:
+        return list(self._tokens("train"))
+
+    @property
     def _training_tokens(self) -> list[str]:
-        return list(self._tokens("train"))[: self.train_samples]
+        return self._training_text[: self.train_samples]
 
     def train_batches(
         self,
@@ -324,7 +328,7 @@ class TextFolder(TextSource):
     def text(self, split: str) -> str:
         """Read one file."""
         try:
-            return self.files[split].read_text(encoding="utf-8")
+            return self.files[split].read_text(encoding="utf-8-sig")  # without a byte-order mark
         except UnicodeDecodeError as error:
             raise DataError(f"{self.files[split]}: no text in UTF-8 (byte {error.start}).") from error
         except OSError as error:

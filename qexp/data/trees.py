@@ -108,6 +108,11 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None) -> Tree:
     if not found:
         packed = "; its archives (*.tar) have to be unpacked" if any(folder.glob("*.tar")) else ""
         raise DataError(f"{folder}: no class folders in it; images lie in {folder}/<class>/{packed}.")
+    if classes is None and len(found) == 1:
+        raise DataError(
+            f"{folder}: one class folder alone, {found[0]!r}; images lie in <root>/<split>/<class>/: is there a"
+            " folder too many in between?"
+        )
     if classes is not None and (other := sorted(set(found) ^ set(classes))):
         where = folder.name if other[0] in found else "the training split"
         raise DataError(

@@ -10,7 +10,16 @@ from torch import fx, nn
 from qexp.errors import ConfigError
 from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, site_setting
 from qexp.graph.shapes import Shape, record_shapes
-from qexp.graph.tracing import consumers, input_node, layer_calls, nonnegative, relu_sites, sources, trace
+from qexp.graph.tracing import (
+    consumers,
+    input_node,
+    keeps_levels,
+    layer_calls,
+    nonnegative,
+    relu_sites,
+    sources,
+    trace,
+)
 from qexp.layers.recurrence import Recurrence
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.image import ImageGrid
@@ -150,7 +159,7 @@ def _plan_layers(
         )
         site = Site(name, "weight", plan.weight_shape)
         plan.weight = _make(setting.method.weight, setting.bits.weight, site, scheme)
-        _plan_input(plan, graph, made_by, setting, scheme, sites)
+        _plan_input(plan, graph, calls, setting, scheme, sites)
         planned[name] = plan
     return planned
 
@@ -158,12 +167,13 @@ def _plan_layers(
 def _plan_input(
     plan: LayerPlan,
     graph: fx.GraphModule,
-    made_by: list[fx.Node],
+    calls: list[fx.Node],
     setting: Setting,
     scheme: Scheme,
     sites: dict[str, SitePlan],
 ) -> None:
     """Give the layer an input quantizer where nothing before it quantizes, and note what stays float and why."""
+    made_by = [source for call in calls for source in sources(graph, call)]
     signed = not all(nonnegative(graph, source) for source in made_by)
     # A linear layer reads the last axis alone; axes before it (the steps of a sequence) are positions.
     shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
@@ -177,10 +187,12 @@ def _plan_input(
         plan.activation_bits = plan.input.bits
     elif by_relus:
         plan.activation_bits = max((sites[name].bits for name in plan.fed_by), default=32)
-    plan.note = _note(plan, setting, sites)
+    levels = {source for call in calls for source in sources(graph, call, keeps_levels)}
+    averaged = by_relus and not levels <= set(made_by)
+    plan.note = _note(plan, setting, sites, averaged=averaged and plan.input is None)
 
 
-def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan]) -> str:
+def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan], *, averaged: bool) -> str:
     if setting.method.weight is None and setting.method.activation is None:
         return "all: quantizer none"
     notes = []
@@ -189,6 +201,8 @@ def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan]) -> str:
     if plan.activation_bits == 32:
         clipped = any(sites[name].quantizer is not None for name in plan.fed_by)
         notes.append("input (clipped only)" if clipped else "input")
+    elif averaged:
+        notes.append("input (averaged: between the levels)")
     return ", ".join(notes)
 
 

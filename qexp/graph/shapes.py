@@ -40,7 +40,13 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
     """
     tensors = (*graph.parameters(), *graph.buffers())
     without_data: dict[int, Any] = {id(tensor): _to_meta(tensor) for tensor in tensors}
-    recorder = _Recorder(copy.deepcopy(graph, without_data))
+    try:
+        recorder = _Recorder(copy.deepcopy(graph, without_data))
+    except RuntimeError as error:
+        raise ConfigError(
+            "the network holds tensors computed from parameters (torch.nn.utils.weight_norm?), which cannot be"
+            " copied; torch.nn.utils.parametrizations has forms that can."
+        ) from error
     try:
         # Two samples: batch normalization in training mode refuses one value per channel.
         recorder.run(torch.empty(2, *input_shape, dtype=_dtype(graph), device="meta"))

@@ -51,6 +51,9 @@ _PASSING_FUNCTIONS = {
     F.pad,
 }
 _PASSING_METHODS = {"flatten", "view", "reshape", "mean", "contiguous", "permute", "transpose", "chunk", "split"}
+_AVERAGING_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_AVERAGING_FUNCTIONS = {torch.mean, F.avg_pool2d, F.adaptive_avg_pool2d}
+_AVERAGING_METHODS = {"mean"}
 _NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 _NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softmax}
 _SUMS = {operator.add, operator.iadd, torch.add, "add"}
@@ -131,9 +134,48 @@ def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if _writes_relu(model, node):
             before = node.all_input_nodes[0]
+            _refuse_other_views(model, node, before, places)
             for user in list(before.users):
                 if places[user] > places[node]:
                     user.replace_input_with(before, node)
+
+
+_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+_VIEW_FUNCTIONS = {
+    *(operator.getitem, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk, torch.split),
+    *(torch.squeeze, torch.unsqueeze, torch.narrow, torch.select, torch.unbind, F.dropout),
+}
+_VIEW_METHODS = {
+    *("view", "view_as", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "chunk", "split"),
+    *("squeeze", "unsqueeze", "narrow", "select", "unbind", "expand", "expand_as", "contiguous", "detach"),
+}
+
+
+def _refuse_other_views(model: nn.Module, write: fx.Node, before: fx.Node, places: dict[fx.Node, int]) -> None:
+    """Raise ConfigError where what an in-place ReLU wrote is read, later on, under another name than its own."""
+
+    def is_view(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(model.get_submodule(str(node.target)), _VIEW_MODULES)
+        if node.op == "call_function":
+            return node.target in _VIEW_FUNCTIONS
+        return node.op == "call_method" and node.target in _VIEW_METHODS
+
+    base = before
+    while is_view(base) and base.all_input_nodes:
+        base = base.all_input_nodes[0]
+    views, queue = {base}, [base]
+    while queue:
+        for user in queue.pop().users:
+            if user is not write and user not in views and is_view(user):
+                views.add(user)
+                queue.append(user)
+    for view in views - {before}:
+        if any(places[user] > places[write] and user not in views for user in view.users):
+            raise ConfigError(
+                f"{inside(write, 'relu') if write.op != 'call_module' else write.target}: this ReLU writes into a"
+                f" tensor that is read elsewhere as '{view.name}'; take one that is not in place."
+            )
 
 
 def _writes_relu(model: nn.Module, node: fx.Node) -> bool:
@@ -245,6 +287,12 @@ def input_node(node: fx.Node) -> fx.Node:
 
 def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
     return _calls(graph, node, _PASSING_MODULES, _PASSING_FUNCTIONS, _PASSING_METHODS)
+
+
+def keeps_levels(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether what `node` hands on are values of its inputs: `_passes`, but for what averages."""
+    averages = _calls(graph, node, _AVERAGING_MODULES, _AVERAGING_FUNCTIONS, _AVERAGING_METHODS)
+    return _passes(graph, node) and not averages
 
 
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:

@@ -12,13 +12,17 @@ from qexp.errors import ConfigError
 from qexp.ops.shift_norm import ShiftNormalize, shift_normalize
 
 Normalization = Literal["shift", "shift_authors"]
+ONE_VALUE = "Expected more than 1 value per channel"
+"""Of torch's batch norm, and of the one here, for a batch with none to compare with."""
+
 AUTHORS_EPS, AUTHORS_MOMENTUM = 1e-5, 0.125
 
 
 class ShiftBatchNorm(_BatchNorm):
     """Takes over `norm`'s parameters and buffers, under their names.
 
-    As the paper has it, with what it does not state (eps, running statistics) as in the batch norm it replaces.
+    As the paper has it, with what it does not state (eps, the weight of running statistics) as in the batch norm
+    it replaces; the running variance is that of the batches themselves (torch's is n / (n - 1) of it).
     `authors` is their Torch code: eps 1e-5, running averages of the mean and of the inverse standard deviation,
     with a weight of 1/8 for the newest. `running_var` is a variance there too, the one that has this inverse, so
     that the statistics of an ordinary batch norm can be taken over.
@@ -43,6 +47,8 @@ class ShiftBatchNorm(_BatchNorm):
         rows = input.float().movedim(1, -1)
         flat = rows.reshape(-1, self.num_features)
         if self.training:
+            if len(flat) == 1:
+                raise ValueError(f"{ONE_VALUE} when training, got input size {tuple(input.shape)}")
             result, mean, variance = ShiftNormalize.apply(flat, self.weight, self.bias, self.eps)
             self._remember(mean, variance)
         else:

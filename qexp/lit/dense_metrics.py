@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from qexp.data.batches import Batches
@@ -40,7 +41,8 @@ def segmentation(network: nn.Module, batches: Batches, device: torch.device, num
 def detection(network: nn.Module, batches: Batches, device: torch.device, side: int) -> dict[str, float]:
     """Return `map` at an overlap of 0.5, by the precision at 101 recalls (VOC 2007 took 11).
 
-    Objects marked difficult count neither as hits nor as misses.
+    Objects marked difficult count neither as hits nor as misses, and a detection whose best overlap of all objects
+    of its class is with one of them is not looked at: VOC's rule.
     """
     metric = _average_precision()
     anchors = default_boxes(side).to(device)
@@ -48,13 +50,11 @@ def detection(network: nn.Module, batches: Batches, device: torch.device, side: 
         for images, objects in batches:
             codes, logits = network(images)
             found = [detections(*each, anchors, side) for each in zip(codes, logits, strict=True)]
-            metric.update(
-                [_in_own_pixels(each, there, side) for each, there in zip(found, objects, strict=True)],
-                [
-                    {"boxes": there["boxes"], "labels": there["labels"], "iscrowd": there["difficult"].int()}
-                    for there in objects
-                ],
-            )
+            pairs = [
+                without_difficult(_in_own_pixels(each, there, side), there)
+                for each, there in zip(found, objects, strict=True)
+            ]
+            metric.update([mine for mine, _ in pairs], [there for _, there in pairs])
     return {"map": float(metric.compute()["map_50"])}
 
 
@@ -73,6 +73,20 @@ def _average_precision() -> Any:
         raise ConfigError(
             "the average precision of detections needs pycocotools: pip install 'qexp[detection]'."
         ) from error
+
+
+def without_difficult(
+    found: dict[str, Tensor], there: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return detections and objects of one image without the difficult objects and the detections of these."""
+    difficult = there["difficult"].bool()
+    if difficult.any() and len(found["boxes"]):
+        overlaps = torchvision.ops.box_iou(found["boxes"], there["boxes"])
+        overlaps = overlaps.masked_fill(found["labels"].unsqueeze(1) != there["labels"], 0.0)
+        best, place = overlaps.max(1)
+        kept = ~(difficult[place] & (best >= IOU))
+        found = {name: value[kept] for name, value in found.items()}
+    return found, {name: there[name][~difficult] for name in ("boxes", "labels")}
 
 
 def _in_own_pixels(found: dict[str, Tensor], there: dict[str, Tensor], side: int) -> dict[str, Tensor]:

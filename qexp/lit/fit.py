@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +15,8 @@ from qexp.build import build
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
+from qexp.errors import ConfigError
+from qexp.layers.normalization import ONE_VALUE
 from qexp.lit import compiling, cpu, world
 from qexp.lit.alphas import AlphaLog
 from qexp.lit.batch_norm import Reestimation, require
@@ -24,7 +28,7 @@ from qexp.lit.progress import ProgressLines
 from qexp.lit.record import Recorder, Source
 from qexp.lit.signals import StopRequest
 from qexp.lit.start import calibrate, seed_rank
-from qexp.lit.task import Classification
+from qexp.lit.task import Classification, LanguageModelling
 from qexp.lit.trainer import make_trainer, silence
 from qexp.lit.watchdog import Watchdog
 from qexp.runs import RunDirectory
@@ -55,7 +59,8 @@ def fit(
     total_steps = len(batches) * config.epochs
     checkpoint = read_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
     if checkpoint is None:
-        calibrate(network, batches, device)
+        with _more_than_one(config.batch_size):
+            calibrate(network, batches, device)
         seed_rank(config.seed, world.rank())
     else:
         check_fits(network, checkpoint, run.checkpoint)
@@ -71,12 +76,27 @@ def fit(
         loader = EpochBatches(batches)
         loader.trainer = trainer
         try:
-            trainer.fit(module, train_dataloaders=loader, ckpt_path=run.checkpoint if checkpoint else None)
+            with _more_than_one(config.batch_size):
+                trainer.fit(module, train_dataloaders=loader, ckpt_path=run.checkpoint if checkpoint else None)
         finally:
             compiling.reset()
         if trainer.world_size == 1 and request.signal is not None:  # it came behind the last step's look for it
             request.end()
     return {**run.metrics.last(), "train_seconds": writer.train_seconds, "compiled": float(compiled)}
+
+
+@contextlib.contextmanager
+def _more_than_one(batch_size: int) -> Iterator[None]:
+    """Say which setting leaves a batch norm a single value, of which torch says that it is one."""
+    try:
+        yield
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise ConfigError(
+            f"batch_size={batch_size}: a batch norm needs more than one value of each channel, and a process has a"
+            " batch with one; choose a larger batch_size."
+        ) from error
 
 
 def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
@@ -85,7 +105,9 @@ def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
     Raises:
         ConfigError: a setting of the task, the optimizer, the schedule or a logger.
     """
-    _module(network, config, total_steps=1)
+    if isinstance(_module(network, config, total_steps=1), LanguageModelling) != config.reads_text:
+        what = "a text: take task=language_modelling" if config.reads_text else "images: take task=classification"
+        raise ConfigError(f"task={config.task['_target_'].rpartition('.')[2]}: the network reads {what}.")
     if config.batch_norm_batches is not None:
         require(network)
     build(config.optimizer, groups=parameter_groups(network))

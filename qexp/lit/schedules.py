@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions from a run's progress to a factor on the learning rate.
 
 Each name here makes a `Schedule`: it maps progress (0 at the first step, 1 at the run's end) to a factor. Lengths
-are shares of the run, so a recipe written for 200 epochs keeps its shape on a run of 30.
+are shares of the run, so a recipe written for 200 epochs keeps its shape on a run of 30; a warm-up's are epochs.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> boo
     """Give each quantizer its input on the first training batch, in forward order, each on top of the former ones.
 
     The pass runs in training mode (batch statistics: the running ones mean nothing yet), in float32, without
-    gradient, and leaves buffers, modes and generators as they were. A quantizer that is called several times, once
-    a step of a recurrence for instance, starts from its last call.
+    gradient, and leaves buffers and generators as they were, the network in training mode. A quantizer that is
+    called several times, once a step of a recurrence for instance, starts from its last call.
 
     Returns:
         Whether any quantizer wants it; if none does, nothing runs.

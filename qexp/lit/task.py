@@ -247,6 +247,8 @@ class LanguageModelling(Classification):
 
     def _means(self, totals: Tensor, samples: int) -> dict[str, float]:
         means = super()._means(totals, samples)
+        if self.label_smoothing:
+            return means  # the loss is no longer the text's own entropy
         return means | {"train_perplexity": perplexity(means["train_loss"])}
 
 

@@ -17,6 +17,13 @@ LEFT_OUT = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """What torchvision's checkpoints hold beside such a network: the weights of its other outputs."""
 
 
+REWRITTEN = {
+    "densenet": ((r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),),
+    "vit": ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+}
+"""Beginning of an architecture -> older names in its checkpoints, which torchvision's own loading rewrites too."""
+
+
 def classifier(*, input_shape: tuple[int, int, int], num_classes: int, architecture: str) -> nn.Module:
     """Return torchvision's network `architecture` with random weights and `num_classes` outputs.
 
@@ -40,6 +47,8 @@ def classifier(*, input_shape: tuple[int, int, int], num_classes: int, architect
     refuse_size(architecture, *input_shape[1:])
     network = construct(architecture, num_classes)
     network.left_out = LEFT_OUT.get(architecture, ())  # type: ignore[assignment]
+    rewritten = [pairs for start, pairs in REWRITTEN.items() if architecture.startswith(start)]
+    network.rewritten = rewritten[0] if rewritten else ()  # type: ignore[assignment]
     return network
 
 

@@ -28,14 +28,19 @@ SHOWN = 3
 """How many names an error lists of each sort."""
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, of_float: bool = False) -> None:
     """Load the weights at `path` into `model`, in place, or raise and leave `model` as it was.
 
     `path` is a file (a state dict at top level or under `state_dict`, `model`, `net`; or `.safetensors`) or the
     folder of a run. Prefixes of wrappers are stripped; a model class may say in `renamed`, a dict from the
-    beginnings of foreign names to those of its own, how others call its layers, and in `left_out`, a tuple of
-    beginnings, what others have beside them. Every other name and every shape has to match; only batch norm's
+    beginnings of foreign names to those of its own, how others call its layers, in `rewritten`, pairs of a pattern
+    and what takes its place, the same for the middle of a name, and in `left_out`, a tuple of beginnings, what
+    others have beside them. Every other name and every shape has to match; only batch norm's
     `num_batches_tracked`, which old checkpoints lack, may be missing.
+
+    Args:
+        of_float: the weights of a quantized run are refused: without its quantizers it is no network that anybody
+            trained.
 
     Raises:
         CheckpointError: `path` is missing, a URL, damaged, holds more than tensors and plain values, or holds the
@@ -45,9 +50,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
     left_out: tuple[str, ...] = getattr(model, "left_out", ())
     content = read(file)
-    named = own_names(network_tensors(content, file), renamed, file)
-    for name in quantizer_names(content):
+    rewritten: Sequence[tuple[str, str]] = getattr(model, "rewritten", ())
+    named = own_names(network_tensors(content, file), renamed, file, rewritten)
+    for name in (quantizers := quantizer_names(content)):
         named.pop(name, None)
+    if quantizers and of_float:
+        raise CheckpointError(
+            f"{file}: of a quantized run ({listed(quantizers)}); here a trained float network is needed, a run of"
+            " quantizer=none or a checkpoint."
+        )
     found = {name: tensor for name, tensor in named.items() if not name.startswith(left_out)}
     wanted = model.state_dict()
     for name, tensor in wanted.items():
@@ -137,8 +148,13 @@ def quantizer_names(content: object) -> list[str]:
     return [str(name) for name in names]
 
 
-def own_names(tensors: Mapping[str, Tensor], renamed: Mapping[str, str], file: Path) -> dict[str, Tensor]:
-    """Return `tensors` under the model's own names: wrappers' prefixes stripped, beginnings `renamed`."""
+def own_names(
+    tensors: Mapping[str, Tensor],
+    renamed: Mapping[str, str],
+    file: Path,
+    rewritten: Sequence[tuple[str, str]] = (),
+) -> dict[str, Tensor]:
+    """Return `tensors` under the model's own names: wrappers' prefixes stripped, `renamed`, `rewritten`."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         own = name
@@ -148,6 +164,8 @@ def own_names(tensors: Mapping[str, Tensor], renamed: Mapping[str, str], file: P
             if own.startswith(foreign):
                 own = ours + own.removeprefix(foreign)
                 break
+        for pattern, replacement in rewritten:
+            own = re.sub(pattern, replacement, own)
         if own in result:
             raise CheckpointError(f"{file}: two entries mean {own}, one of them is {name}; keep one of them.")
         result[own] = tensor

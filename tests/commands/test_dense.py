@@ -132,6 +132,28 @@ def test_perfect_detections_score_one_and_difficult_objects_do_not_count(monkeyp
     assert dense_metrics.detection(Model(), batches, torch.device("cpu"), 320)["map"] == 0.0
 
 
+def test_detections_of_difficult_objects_are_left_out_and_no_others() -> None:
+    there = {
+        "boxes": torch.tensor([[0.0, 0.0, 100.0, 100.0], [200.0, 200.0, 220.0, 220.0]]),
+        "labels": torch.tensor([1, 1]),
+        "difficult": torch.tensor([True, False]),
+    }
+    boxes = [
+        [0.0, 0.0, 90.0, 100.0],
+        [10.0, 10.0, 30.0, 30.0],
+        [200.0, 200.0, 220.0, 219.0],
+        [0.0, 0.0, 99.0, 100.0],
+    ]
+    found = {
+        "boxes": torch.tensor(boxes),
+        "labels": torch.tensor([1, 1, 1, 2]),  # the last is of another class: no detection of the first object
+        "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]),
+    }
+    mine, left = dense_metrics.without_difficult(found, there)
+    assert mine["scores"].tolist() == [pytest.approx(0.8), pytest.approx(0.7), pytest.approx(0.6)]
+    assert left["boxes"].tolist() == [[200.0, 200.0, 220.0, 220.0]] and left["labels"].tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

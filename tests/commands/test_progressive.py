@@ -90,7 +90,7 @@ def test_jobs_whose_chains_begin_alike_are_all_made(tmp_path: Path, capfd: pytes
 
 
 def test_distillation_keeps_the_network_that_the_chain_began_with(config: Make) -> None:
-    float_run = train.run(config("bits=32"))["path"]
+    float_run = train.run(config("quantizer=none"))["path"]
     chain = config("bits=2", "progressive=[4]", "task=distillation", f"model.weights={float_run}")
     last = run_of(train.run(chain))
     assert last.config["task"]["teacher"] == float_run

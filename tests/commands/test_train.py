@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import qexp.files
+from qexp import hydra_app
 from qexp.commands import eval as evaluation
 from qexp.commands import train
 from qexp.config import Config, parse
@@ -245,3 +246,18 @@ def test_layers_that_begin_at_zero_are_named(caplog: pytest.LogCaptureFixture) -
 def test_gradients_without_a_quantized_layer_are_refused(config) -> None:
     with pytest.raises(ConfigError, match="gradient_bits=6: gradients are quantized behind quantized layers"):
         train.run(config("quantizer=none", "gradient_bits=6"))
+
+
+def test_a_batch_of_one_and_a_task_of_another_kind_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["epochs=1", f"output_dir={tmp_path}", "trainer.threads=1", "trainer.compile=false"]
+    small = ["batch_size=1", "dataset.train_samples=20", "quantizer=none"]
+    for words, said in (
+        (small, "batch_size=1: a batch norm needs more than one value"),
+        ([*small, "normalization=shift"], "batch_size=1: a batch norm needs more than one value"),
+        (["task=language_modelling"], "task=LanguageModelling: the network reads images"),
+        (["model=lstm", "dataset=descriptions", "task=classification"], "task=Classification: the network reads"),
+    ):
+        assert hydra_app.main("train", [*common, *words]) == 2
+        assert said in capsys.readouterr().err

@@ -165,6 +165,18 @@ def test_npz_brings_its_own_validation_split(npz_file, patches):
     assert len(next(iter(Npz(file=str(npz_file)).validation_batches(None, "cpu")))[1]) == 50
     with pytest.raises(DataError, match=r"dataset.validation=0.1: .* validation split of its own"):
         Npz(file=str(npz_file), validation=0.1).train_batches(10, 0, "cpu")
+    del arrays["y_val"]
+    np.savez(npz_file, **arrays)
+    with pytest.raises(DataError, match="x_val has no partner"):
+        Npz(file=str(npz_file)).splits  # noqa: B018, it is read here
+
+
+def test_statistics_are_those_of_the_pixels_whatever_is_counted_at_once(npz_file, monkeypatch):
+    monkeypatch.setattr("qexp.data.arrays.COUNTED", 7)
+    source = Npz(file=str(npz_file))
+    images = source.splits["train"].images / source.peak
+    assert source.mean == pytest.approx(images.mean(axis=(0, 1, 2)).tolist(), rel=1e-12)
+    assert source.std == pytest.approx(images.std(axis=(0, 1, 2)).tolist(), rel=1e-12)
 
 
 def arrays(patches, **changes) -> dict[str, np.ndarray]:

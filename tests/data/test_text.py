@@ -146,3 +146,16 @@ def test_penn_treebank_has_its_known_counts(real_file: Callable[[str], Path]) ->
     )
     assert found.num_classes == 10_000
     assert [len(found.numbers(split)) for split in ("train", "valid", "test")] == [929_589, 73_760, 82_430]
+
+
+def test_fewer_samples_leave_the_vocabulary_and_so_the_test_as_it_is(tmp_path: Path) -> None:
+    whole, part = (source(folder(tmp_path), train_samples=samples) for samples in (None, 3))
+    assert part.vocabulary == whole.vocabulary
+    assert part.numbers("train").tolist() == whole.numbers("train").tolist()[:3]
+    assert torch.equal(part.numbers("test"), whole.numbers("test"))
+
+
+def test_a_byte_order_mark_and_a_form_feed_are_no_tokens(tmp_path: Path) -> None:
+    found = source(folder(tmp_path, train="\ufeffthe cat\fthe dog\n", valid="the\n", test="dog\n"))
+    assert found.vocabulary.keys() == {"the", "cat", "dog", "<eos>"}
+    assert found.numbers("train").tolist().count(found.vocabulary["<eos>"]) == 1

@@ -258,3 +258,23 @@ def test_random_areas_lie_inside_and_small_images_are_enlarged(photographs):
     small = Image.fromarray(photographs[0][:5, :9])
     for augment in ("none", "crop_flip", "resized_crop"):
         assert cut(small, augment, 36, 32, (0, 0, 0)).size == (32, 32)
+
+
+def test_greys_of_16_bits_are_scaled_and_of_32_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    found = np.asarray(decode(tmp_path / "deep.png", 1))
+    assert found.flatten().tolist() == list(range(256))
+    assert np.asarray(decode(tmp_path / "deep.png", 3)).shape == (16, 16, 3)
+    for kind in (np.float32, np.int32):
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / "wide.tiff")
+        with pytest.raises(DataError, match=r"wide\.tiff: its pixels are of mode [FI] \(32 bits\)"):
+            decode(tmp_path / "wide.tiff", 1)
+
+
+def test_one_class_folder_alone_is_a_folder_too_many(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "images" / "cat").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / split / "images" / "cat" / "1.png")
+    with pytest.raises(DataError, match="one class folder alone, 'images'"):
+        folder(tmp_path).splits  # noqa: B018, it is read here

@@ -311,3 +311,21 @@ def test_one_step_for_the_network_is_one_for_weights_and_one_for_inputs() -> Non
     weights = {id(layer.weight.step) for layer in plan.layers if isinstance(layer.weight, LSQ)}
     inputs = {id(layer.input.step) for layer in plan.layers if isinstance(layer.input, LSQ)}
     assert (len(weights), len(inputs), len(weights | inputs)) == (1, 1, 2)
+
+
+class Averaged(nn.Module):
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.act, self.pool, self.fc = nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.act(self.conv(x))).flatten(1))
+
+
+@pytest.mark.parametrize(("pool", "said"), [(nn.AvgPool2d(2), True), (nn.MaxPool2d(2), False)])
+def test_a_layer_behind_an_average_is_said_to_read_between_the_levels(pool: nn.Module, said: bool) -> None:
+    model = Averaged(pool)
+    model(torch.zeros(1, 3, 8, 8))
+    layer = plan_of(model, scheme(ends=(4, 4)), (3, 8, 8)).layers[-1]
+    assert (layer.note == "input (averaged: between the levels)") == said
+    assert layer.activation_bits == 4

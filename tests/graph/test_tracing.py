@@ -286,3 +286,33 @@ def nonnegatives(model: nn.Module) -> list[bool]:
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
     returned: Any = output.args[0]
     return [nonnegative(graph, node) for node in returned]
+
+
+class WritesAView(nn.Module):
+    """An in-place ReLU on a part, or on what another name looks at."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.kind == "part":
+            F.relu_(x[:, :2])
+            return self.last(x)
+        seen = x.view(x.shape)
+        y = F.relu_(x)
+        return self.last(seen if self.kind == "alias" else y)
+
+
+@pytest.mark.parametrize("kind", ["part", "alias"])
+def test_an_in_place_relu_that_is_read_under_another_name_is_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match="this ReLU writes into a tensor that is read elsewhere"):
+        trace(WritesAView(kind))
+
+
+def test_an_in_place_relu_whose_views_nobody_reads_is_not() -> None:
+    model = WritesAView("plain")
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(trace(model)[0](x), model(x))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -254,3 +255,29 @@ class TestPublicCheckpoint:
                 normalized = ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
                 correct += int((model(normalized).argmax(1) == truth).sum())
         assert correct / len(labels) == pytest.approx(0.9173, abs=0.0003)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "foreign"),
+    [
+        ("densenet121", lambda name: re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name)),
+        ("vit_b_32", lambda name: name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")),
+    ],
+)
+def test_older_names_of_torchvisions_checkpoints(tmp_path: Path, architecture: str, foreign) -> None:
+    source, target = (
+        classifier(input_shape=(3, 224, 224), num_classes=2, architecture=architecture) for _ in "ab"
+    )
+    state = {foreign(name): tensor for name, tensor in source.state_dict().items()}
+    assert state.keys() != source.state_dict().keys()
+    torch.save(state, tmp_path / "old.pth")
+    load_weights(target, tmp_path / "old.pth")
+    assert same(source, target)
+
+
+def test_a_quantized_run_is_no_float_network(tmp_path: Path) -> None:
+    state = prefixed(network(1).state_dict(), "network.") | {"network.act1.alpha": torch.tensor(1.0)}
+    torch.save({"state_dict": state, "qexp": {"quantizers": ["act1.alpha"]}}, tmp_path / "run.ckpt")
+    load_weights(network(2), tmp_path / "run.ckpt")  # bits are lowered run by run
+    with pytest.raises(CheckpointError, match=r"of a quantized run \(act1\.alpha\)"):
+        load_weights(network(2), tmp_path / "run.ckpt", of_float=True)
