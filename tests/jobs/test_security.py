@@ -114,7 +114,8 @@ def test_in_a_sweep_the_evil_job_fails_alone(
 def test_a_saved_configuration_passes_the_same_gate(
     tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.yaml").write_text(f"model: {{_target_: os.mkdir, path: {mark}}}\n")
+    text = f"model: {{_target_: os.mkdir, path: {mark}}}\nexperiment: {{name: train}}\n"
+    (tmp_path / "config.yaml").write_text(text)
     assert hydra_app.main("eval", [f"eval.run={tmp_path}"]) == 2
     assert "_target_=os.mkdir: refused" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text(f"!!python/object/apply:os.mkdir [{mark}]\n")
