@@ -54,8 +54,10 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 def write_output(path: Path, content: bytes | str) -> None:
     """Write what a user asked for: through links, and straight into what is no file (a pipe, a device)."""
-    if path.exists() and not path.is_file():
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    # /dev/stdout is the file that a shell sent it to, which is written on and not replaced.
+    if (path.exists() and not path.is_file()) or path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        with path.open("ab") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
     else:
         atomic_write(path.resolve(), content)
 

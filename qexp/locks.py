@@ -2,8 +2,8 @@
 
 `flock` is enough on one machine, and on the network file systems that pass it on. Some do not (NFS mounted with
 local locks, Lustre without them), so the holder also keeps a claim: a file made with O_EXCL that names its process
-and is touched every few seconds. Another machine's claim that nobody touches any more is taken over; one's own
-machine's needs no waiting, because there the lock says whether its process lives.
+and is touched every few seconds. Another machine's claim that nobody touches any more is taken over; one of the
+same running system needs no waiting, because there the lock says whether its process lives.
 """
 
 from __future__ import annotations
@@ -114,22 +114,22 @@ def _claimed(folder: Path, *, lock_works: bool) -> Iterator[None]:
             _wait_for_an_end(claim, lock_works=lock_works)
     try:
         with os.fdopen(handle, "w") as stream:
-            stream.write(_myself())
+            stream.write(mine := _myself())
     except BaseException:
         claim.unlink(missing_ok=True)
         raise
     try:
-        with _beating(claim):
+        with _beating(claim, mine):
             yield
     finally:
-        if _is_mine(claim):
+        if _read(claim) == mine:  # one that slept for minutes may have lost it to another
             claim.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _beating(claim: Path) -> Iterator[None]:
+def _beating(claim: Path, mine: str) -> Iterator[None]:
     over = threading.Event()
-    heart = threading.Thread(target=_beat, args=(claim, over), daemon=True)
+    heart = threading.Thread(target=_beat, args=(claim, mine, over), daemon=True)
     heart.start()
     try:
         yield
@@ -138,10 +138,10 @@ def _beating(claim: Path) -> Iterator[None]:
         heart.join()
 
 
-def _beat(claim: Path, over: threading.Event) -> None:
+def _beat(claim: Path, mine: str, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT):
         with contextlib.suppress(OSError):
-            if _is_mine(claim):
+            if _read(claim) in (mine, ""):  # or it cannot be read for a moment
                 os.utime(claim)
 
 
@@ -204,11 +204,6 @@ def _read(claim: Path) -> str:
         return claim.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _is_mine(claim: Path) -> bool:
-    """Return whether a claim is still this process's: one that slept for minutes may have lost it to another."""
-    return _read(claim) == _myself()
 
 
 def _myself() -> str:

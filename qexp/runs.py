@@ -203,6 +203,11 @@ def read_run(path: Path) -> Run:
         if (path / name).exists() and not isinstance(_read_json(path / name), dict):
             problems.append(f"{name}: not readable as a JSON object")
     result = directory.read_result()
+    known = _read_json(path / "identity.json")
+    digests = known.get("digests") if isinstance(known, dict) else None
+    if result is not None and isinstance(digests, dict):  # which the results of earlier versions do not have
+        started = {f"{name}_digest": digests[name] for name in ("weights", "teacher") if name in digests}
+        result = started | result
     if result is not None and (wrong_result := _unusable(result)):
         problems.append(f"result.json: {wrong_result}")
         result = None
@@ -247,8 +252,8 @@ def find_runs(root: Path) -> list[Run]:
 
 
 def _run_folders(root: Path, seen: set[str] | None = None) -> Iterator[Path]:
-    seen = set() if seen is None else seen
-    seen.add(os.path.realpath(root))
+    seen, here = set() if seen is None else seen, Path(os.path.realpath(root))
+    seen.add(str(here))
     for folder, below, files in os.walk(root):
         if _MARKS.intersection(files):
             yield Path(folder)
@@ -256,7 +261,10 @@ def _run_folders(root: Path, seen: set[str] | None = None) -> Iterator[Path]:
         for link in (Path(folder, name) for name in below if Path(folder, name).is_symlink()):
             if any((link / mark).exists() for mark in _MARKS):
                 yield link
-            elif os.path.realpath(link) not in seen:  # a folder of runs that lies elsewhere
+                continue
+            there = Path(os.path.realpath(link))
+            elsewhere = not there.is_relative_to(here) and not here.is_relative_to(there)
+            if elsewhere and str(there) not in seen:
                 yield from _run_folders(link, seen)
 
 
@@ -294,7 +302,9 @@ def made_by(checkpoint: str, seed: int) -> str | None:
     path = Path(checkpoint).expanduser()
     run = RunDirectory(path if path.is_dir() else path.parent)
     content = _read_json(run.path / "identity.json")
-    if not isinstance(content, dict) or content.get("seed") != seed or path not in (run.path, run.checkpoint):
+    if not isinstance(content, dict) or not isinstance(content.get("digests"), dict):
+        return None
+    if content.get("seed") != seed or path not in (run.path, run.checkpoint):
         return None
     result = run.read_result() or {}
     digests = {name: result.get(f"{name}_recipe", digest) for name, digest in content["digests"].items()}

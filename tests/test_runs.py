@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qexp.errors import ConfigError
-from qexp.files import MetricsFile, atomic_write
+from qexp.files import MetricsFile, atomic_write, write_output
 from qexp.runs import RunDirectory, find_runs, link_run, made_by, made_elsewhere
 
 CONFIG = {"epochs": 2, "output_dir": "outputs"}
@@ -227,3 +227,27 @@ def test_a_folder_of_runs_that_lies_elsewhere_is_followed_once(run, tmp_path):
     (tmp_path / "named" / "pact").symlink_to(tmp_path / "outputs" / "train")
     assert [one.path.name for one in find_runs(tmp_path / "named")] == [run.path.name]
     assert [one.path.name for one in find_runs(tmp_path / "outputs")] == [run.path.name]
+
+
+def test_a_result_of_earlier_versions_gets_the_digests_of_its_identity(run, tmp_path):
+    run.prepare(CONFIG, IDENTITY, {})
+    run.write_result({"metrics": {}})
+    (run.path / "identity.json").write_text(json.dumps({**IDENTITY, "digests": {"data": "d", "weights": "w"}}))
+    (one,) = find_runs(tmp_path)
+    assert one.result["weights_digest"] == "w" and "data_digest" not in one.result
+    (run.path / "identity.json").write_text('{"seed": 0}')
+    assert made_by(str(run.path), 0) is None
+
+
+def test_what_goes_to_a_pipe_or_a_redirected_stream_replaces_nothing(tmp_path):
+    code = (
+        "from pathlib import Path; from qexp.files import write_output; write_output(Path('/dev/stdout'), 'new')"
+    )
+    target = tmp_path / "all.md"
+    target.write_text("earlier ")
+    with target.open("a") as stream:
+        subprocess.run([sys.executable, "-c", code], stdout=stream, check=True)
+    assert target.read_text() == "earlier new"
+    (tmp_path / "link").symlink_to(target)
+    write_output(tmp_path / "link", "through")
+    assert (tmp_path / "link").is_symlink() and target.read_text() == "through"

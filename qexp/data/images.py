@@ -37,7 +37,8 @@ def decode(file: Path, channels: int) -> Image.Image:
 
 def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
     """Return an image whose values `convert` understands: of more than 8 bits it would cut all off at 255."""
-    if image.mode.startswith("I;16"):
+    # Of PNG and PPM files "I" is 16 bits as well, to some versions of Pillow.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(f"{file}: its pixels are of mode {image.mode} (32 bits); save it with 8 or 16 bits.")

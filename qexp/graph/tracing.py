@@ -134,10 +134,10 @@ def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if _writes_relu(model, node):
             before = node.all_input_nodes[0]
-            _refuse_other_views(model, node, before, places)
             for user in list(before.users):
                 if places[user] > places[node]:
                     user.replace_input_with(before, node)
+            _refuse_other_views(model, node, before, places)
 
 
 _VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -157,6 +157,8 @@ def _refuse_other_views(model: nn.Module, write: fx.Node, before: fx.Node, place
     def is_view(node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(model.get_submodule(str(node.target)), _VIEW_MODULES)
+        if node.target is operator.getitem:
+            return not isinstance(node.args[1], int)  # a number picks one of several tensors
         if node.op == "call_function":
             return node.target in _VIEW_FUNCTIONS
         return node.op == "call_method" and node.target in _VIEW_METHODS
@@ -166,12 +168,13 @@ def _refuse_other_views(model: nn.Module, write: fx.Node, before: fx.Node, place
         base = base.all_input_nodes[0]
     views, queue = {base}, [base]
     while queue:
-        for user in queue.pop().users:
-            if user is not write and user not in views and is_view(user):
+        seen = queue.pop()
+        for user in seen.users:
+            if places[user] < places[write] and is_view(user) and user.all_input_nodes[0] is seen:
                 views.add(user)
                 queue.append(user)
     for view in views - {before}:
-        if any(places[user] > places[write] and user not in views for user in view.users):
+        if any(places[user] > places[write] for user in view.users):
             raise ConfigError(
                 f"{inside(write, 'relu') if write.op != 'call_module' else write.target}: this ReLU writes into a"
                 f" tensor that is read elsewhere as '{view.name}'; take one that is not in place."

@@ -105,7 +105,9 @@ def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
     Raises:
         ConfigError: a setting of the task, the optimizer, the schedule or a logger.
     """
-    if isinstance(_module(network, config, total_steps=1), LanguageModelling) != config.reads_text:
+    module = _module(network, config, total_steps=1)
+    misread = type(module) is Classification if config.reads_text else isinstance(module, LanguageModelling)
+    if misread:
         what = "a text: take task=language_modelling" if config.reads_text else "images: take task=classification"
         raise ConfigError(f"task={config.task['_target_'].rpartition('.')[2]}: the network reads {what}.")
     if config.batch_norm_batches is not None:

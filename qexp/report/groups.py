@@ -107,19 +107,34 @@ def by_origin(runs: Sequence[Facts]) -> list[Facts]:
     Runs of several seeds that each start from the float run of their own seed are of one recipe; those that all
     start from one network are, too, and that network is told by its digest.
     """
-    seeds: dict[tuple[str, str], set[int | None]] = {}
+    anywhere: dict[tuple[str, ...], set[int | None]] = {}
+    akin: dict[tuple[str, ...], set[int | None]] = {}  # among the runs that differ in nothing else
+    digests: dict[tuple[str, ...], set[str]] = {}
     for run in runs:
         for name in CHECKPOINTS:
-            seeds.setdefault((name, str(run.get(name))), set()).add(run.seed)
+            digest = str(run.get(name))
+            anywhere.setdefault((name, digest), set()).add(run.seed)
+            akin.setdefault((name, digest, _kin(run)), set()).add(run.seed)
+            digests.setdefault((name, _kin(run)), set()).add(digest)
+
+    def is_own(run: Facts, name: str) -> bool:
+        """Whether a checkpoint is that of its seed, not one network for all; a single run goes with the others."""
+        digest = str(run.get(name))
+        if len(akin[name, digest, _kin(run)]) > 1:
+            return False
+        return len(digests[name, _kin(run)]) > 1 or len(anywhere[name, digest]) == 1
+
     found = []
     for run in runs:
-        own = {
-            name: f"run {recipe}"
-            for name, recipe in run.origins.items()
-            if len(seeds[name, str(run.get(name))]) == 1
-        }
+        own = {name: f"run {recipe}" for name, recipe in run.origins.items() if is_own(run, name)}
         found.append(dataclasses.replace(run, recipe={**run.recipe, **own}) if own else run)
     return found
+
+
+def _kin(run: Facts) -> str:
+    """Return all that a run is but its seed and its checkpoints."""
+    rest = sorted((key, repr(value)) for key, value in run.recipe.items() if key not in CHECKPOINTS)
+    return repr((run.subject, rest))
 
 
 def metric_of(member: Facts, metric: str) -> float:

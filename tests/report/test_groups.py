@@ -182,3 +182,12 @@ def test_a_run_made_twice_with_other_results_is_refused(make_run: MakeRun, tmp_p
     make_run("pact", 4, 0, 0.5, root="elsewhere")
     with pytest.raises(ConfigError, match="one run, made twice with other results"):
         group_runs(found(tmp_path), "test_accuracy")
+
+
+def test_what_other_methods_start_from_does_not_split_a_row(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        started(make_run, "pact", seed, f"{seed}" * 64, "a" * 64)
+        # All from the float run of seed 0.
+        started(make_run, "dorefa", seed, "0" * 64, "a" * 64 if seed == 0 else None)
+    groups = group_runs(by_origin(found(tmp_path)), "test_accuracy")
+    assert sorted((group.first.quantizer, group.summary.n) for group in groups) == [("dorefa", 3), ("pact", 3)]
