@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import yaml
 from qexp import locks
 from qexp.errors import ConfigError
 from qexp.files import MetricsFile, atomic_write, remove_parts
+from qexp.identity import digest
 
 FORMAT_VERSION = 1
 """Of the record; raised when a reader of the old one would misread the new one."""
@@ -307,9 +307,8 @@ def made_by(checkpoint: str, seed: int) -> str | None:
     if content.get("seed") != seed or path not in (run.path, run.checkpoint):
         return None
     result = run.read_result() or {}
-    digests = {name: result.get(f"{name}_recipe", digest) for name, digest in content["digests"].items()}
-    text = json.dumps({**content, "seed": None, "digests": digests}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    digests = {name: result.get(f"{name}_recipe", known) for name, known in content["digests"].items()}
+    return digest({**content, "seed": None, "digests": digests})
 
 
 def link_run(folder: Path, found: Path) -> None:

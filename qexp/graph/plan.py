@@ -159,7 +159,8 @@ def _plan_layers(
         )
         site = Site(name, "weight", plan.weight_shape)
         plan.weight = _make(setting.method.weight, setting.bits.weight, site, scheme)
-        _plan_input(plan, graph, calls, setting, scheme, sites)
+        averaged = any(source not in made_by for call in calls for source in sources(graph, call, keeps_levels))
+        _plan_input(plan, graph, made_by, setting, scheme, sites, averaged=averaged)
         planned[name] = plan
     return planned
 
@@ -167,13 +168,14 @@ def _plan_layers(
 def _plan_input(
     plan: LayerPlan,
     graph: fx.GraphModule,
-    calls: list[fx.Node],
+    made_by: list[fx.Node],
     setting: Setting,
     scheme: Scheme,
     sites: dict[str, SitePlan],
+    *,
+    averaged: bool,
 ) -> None:
     """Give the layer an input quantizer where nothing before it quantizes, and note what stays float and why."""
-    made_by = [source for call in calls for source in sources(graph, call)]
     signed = not all(nonnegative(graph, source) for source in made_by)
     # A linear layer reads the last axis alone; axes before it (the steps of a sequence) are positions.
     shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
@@ -187,9 +189,7 @@ def _plan_input(
         plan.activation_bits = plan.input.bits
     elif by_relus:
         plan.activation_bits = max((sites[name].bits for name in plan.fed_by), default=32)
-    levels = {source for call in calls for source in sources(graph, call, keeps_levels)}
-    averaged = by_relus and not levels <= set(made_by)
-    plan.note = _note(plan, setting, sites, averaged=averaged and plan.input is None)
+    plan.note = _note(plan, setting, sites, averaged=averaged and by_relus and plan.input is None)
 
 
 def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan], *, averaged: bool) -> str:

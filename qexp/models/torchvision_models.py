@@ -47,8 +47,8 @@ def classifier(*, input_shape: tuple[int, int, int], num_classes: int, architect
     refuse_size(architecture, *input_shape[1:])
     network = construct(architecture, num_classes)
     network.left_out = LEFT_OUT.get(architecture, ())  # type: ignore[assignment]
-    rewritten = [pairs for start, pairs in REWRITTEN.items() if architecture.startswith(start)]
-    network.rewritten = rewritten[0] if rewritten else ()  # type: ignore[assignment]
+    fitting = (pairs for start, pairs in REWRITTEN.items() if architecture.startswith(start))
+    network.rewritten = next(fitting, ())  # type: ignore[assignment]
     return network
 
 
