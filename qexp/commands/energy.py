@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qexp.config import Config, parse
 from qexp.errors import ConfigError
 from qexp.hardware.energy import DRAM_PJ, Energy, layer_energy, total, unique_filters
 from qexp.report.tables import Column, Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qexp.data.base import DataSource
+    from qexp.graph.plan import Plan
 
 NOTES = (
     "Energies of operations: Horowitz 2014, 45 nm, as arXiv 1602.02830 prints them (tables 2 and 3). A product of"
@@ -41,23 +47,18 @@ def energy_table(words: Sequence[str]) -> Table:
     """
     from qexp.build import build  # torch is imported below, after the words were looked at
     from qexp.commands.explain import layer_row
-    from qexp.commands.network import build_float, scheme
-    from qexp.graph.plan import make_plan
-    from qexp.models.weights import load_weights
 
     run = Path(words[0]) if len(words) == 1 and "=" not in words[0] else None
     config = _config(words, run)
     source = build(config.dataset)
-    model = build_float(config, source)
-    if run is not None:
-        load_weights(model, run)
-    plan = make_plan(model, scheme(config, source), source.shape)
+    model, plan = _planned(config, source, run)
     records, energies, floats = [], [], []
     for layer in plan.layers:
         row, inputs = layer_row(layer, plan), math.prod(layer.input_shape)
-        energies.append(layer_energy(row.macs, row.parameters, row.weight_bits, inputs, row.activation_bits))
-        floats.append(layer_energy(row.macs, row.parameters, 32, inputs, 32))
-        weight = model.get_submodule(layer.name).weight if run is not None and row.weight_bits == 1 else None
+        energies.append(layer_energy(row.macs, row.weight_bytes, row.weight_bits, inputs, row.activation_bits))
+        floats.append(layer_energy(row.macs, 4 * row.parameters, 32, inputs, 32))
+        signs = run is not None and config.calibration is None and row.weight_bits == 1
+        weight = model.get_submodule(layer.name).weight if signs else None
         bits = f"w{row.weight_bits}a{row.activation_bits}"
         records.append(_record(layer.name, bits, row, energies[-1]) | {"unique": _unique(weight)})
     records.append(_whole(records, total(energies)))
@@ -79,6 +80,28 @@ def _config(words: Sequence[str], run: Path | None) -> Config:
             raise ConfigError(f"--energy {wrong[0]}: give one run's folder alone, or settings as key=value.")
         return composed(*words)
     return parse(run_config(run, "--energy", {}))
+
+
+def _planned(config: Config, source: DataSource, run: Path | None) -> tuple[nn.Module, Plan]:
+    """Return the network and its plan, of a run with the run's weights.
+
+    One quantized after training comes folded and with what was fitted: bits in memory may depend on it.
+    """
+    from qexp.commands.eval import load_run
+    from qexp.commands.network import build_float, calibrated_network, folded_plan, scheme
+    from qexp.graph.plan import make_plan
+    from qexp.models.weights import load_weights
+    from qexp.runs import RunDirectory
+
+    if run is not None and config.calibration is not None:
+        network = calibrated_network(config, source)
+        plan = network.plan or folded_plan(network.folding, config, source)
+        load_run(network.quantized(), RunDirectory(run))
+        return network.model, plan
+    model = build_float(config, source)
+    if run is not None:
+        load_weights(model, run)
+    return model, make_plan(model, scheme(config, source), source.shape)
 
 
 def _network(words: Sequence[str], config: Config) -> str:

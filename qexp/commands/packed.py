@@ -20,7 +20,7 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
     """Prove the packed engine on the split's samples, print what was compared, and return its metrics.
 
     Raises:
-        ConfigError: layers that cannot run on bits, without engine.fallback=true.
+        ConfigError: layers that cannot run on bits, without engine.fallback=true; a network of several answers.
         CheckpointError: `engine.load` is no packed checkpoint of this network.
         TrainingError: the proof fails: a bug of the kernel, or a processor that computes otherwise.
     """
@@ -43,7 +43,10 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
     proof = prove(engine, None if weights else network.cpu(), batches)
     print("\n".join(proof_lines(engine, proof)))
     if not proof.holds:
-        raise TrainingError("engine xnor: packed and fake-quantized evaluation differ; please report this run.")
+        where = ", ".join(proof.broken) or "the scores"
+        raise TrainingError(
+            f"engine xnor: packed and fake-quantized evaluation differ in {where}; please report this run."
+        )
     return evaluate(engine.network, source, cpu, config.eval.split)
 
 
@@ -66,20 +69,26 @@ def proof_lines(engine: Engine, proof: Proof) -> list[str]:
     kind = {"native": "xor and popcount in C++", "torch": "torch, no kernel"}[engine.product.name]
     lines = [f"packed engine: {kind}; {len(engine.layers)} layers on bits"]
     width = max(len(layer.name) for layer in engine.layers)
-    off = proof.weights or [0] * len(engine.layers)
-    for layer, (name, compared, different), wrong in zip(engine.layers, proof.accumulators, off, strict=True):
+    none = [0] * len(engine.layers)
+    counts = zip(proof.accumulators, proof.weights or none, proof.outputs or none, strict=True)
+    for layer, ((name, compared, different), wrong, off) in zip(engine.layers, counts, strict=True):
         how = "bytes" if layer.weight.bytes else "bits"
         verdict = "equal" if not different else f"{different} DIFFER"
         widths = f"w{layer.weight_grid.bits} a{layer.grid.bits}"
         weights = f", {wrong} weights NOT their quantizer's" if wrong else ""
-        lines.append(f"  {name:{width}}  {widths} {how:5}  {compared} accumulators {verdict}{weights}")
+        outputs = f", {off} outputs NOT the float layer's" if off else ""
+        lines.append(f"  {name:{width}}  {widths} {how:5}  {compared} accumulators {verdict}{weights}{outputs}")
     scores = "bit by bit" if proof.logits else "NOT"
     lines.append(
         f"fake quantization, scale times integer sum: {proof.predictions} of {proof.samples} predictions equal,"
         f" scores {scores} the same"
     )
     if proof.plain is not None:
-        lines.append(f"fake quantization by float layers: {proof.plain} of {proof.samples} predictions equal")
+        within = "NOT within" if any(proof.outputs or []) else "within"
+        lines.append(
+            f"fake quantization by float layers: {proof.plain} of {proof.samples} predictions equal, each layer's"
+            f" output for the same input {within} what float32 rounds"
+        )
     return lines
 
 

@@ -53,13 +53,14 @@ def mac_energy(weight_bits: int, activation_bits: int) -> float:
 
 
 def layer_energy(
-    macs: int, weights: int, weight_bits: int, inputs: int, activation_bits: int, cache: int = 1_048_576
+    macs: int, weight_bytes: int, weight_bits: int, inputs: int, activation_bits: int, cache: int = 1_048_576
 ) -> Energy:
     """Return a layer's energy for one sample: each weight comes from DRAM once, each input from a cache once.
 
     Args:
         macs: multiply-accumulates for one sample.
-        weights, inputs: how many numbers.
+        weight_bytes: that the weights take in memory, which may be more than their multiplier's bits.
+        inputs: how many numbers.
         cache: bytes of the cache that holds the inputs, a key of `CACHE_PJ`.
 
     Raises:
@@ -68,7 +69,7 @@ def layer_energy(
     if cache not in CACHE_PJ:
         sizes = ", ".join(map(str, CACHE_PJ))
         raise ConfigError(f"cache={cache}: energies are known for caches of {sizes} bytes.")
-    fetched = packed_bytes(weights, weight_bits) / ACCESS_BYTES
+    fetched = weight_bytes / ACCESS_BYTES
     read = packed_bytes(inputs, activation_bits) / ACCESS_BYTES
     least, most = (fetched * each for each in DRAM_PJ)
     return Energy(macs * mac_energy(weight_bits, activation_bits), read * CACHE_PJ[cache], (least, most))

@@ -87,6 +87,8 @@ def load_packed(path: Path) -> Packed:
         if about.get("format") != FORMAT:
             raise KeyError("format")
         weights = {name: _weight(name, one, tensors) for name, one in json.loads(about["layers"]).items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"engine.load={path}: {error}; write it again with engine.save=FILE.") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"engine.load={path}: no packed checkpoint of qexp, or damaged.") from error
     prefix = "rest/"
@@ -106,6 +108,10 @@ def take_over(network: nn.Module, packed: Packed, path: Path) -> None:
     if wanted != given:
         differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         raise CheckpointError(f"engine.load={path}: of another network, it differs in {', '.join(differ[:5])}.")
+    for name, value in network.state_dict().items():
+        if name in packed.rest and packed.rest[name].dtype != value.dtype:
+            kinds = f"{packed.rest[name].dtype}, not {value.dtype}"
+            raise CheckpointError(f"engine.load={path}: {name} is {kinds}; write it again with engine.save=FILE.")
     network.load_state_dict(packed.rest, strict=False)
 
 
@@ -121,7 +127,15 @@ def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     flat = tensors[f"bits/{name}"]
     if flat.shape != (planes, -(-count // 8)) or flat.dtype != torch.uint8:
         raise ValueError(name)
+    half_step = tensors[f"half_step/{name}"]
+    if half_step.dtype != torch.float32 or half_step.shape not in ((), shape[:1]):
+        found = f"{half_step.dtype} {tuple(half_step.shape)}"
+        raise CheckpointError(f"half_step/{name} is {found}, not torch.float32 () or {shape[:1]}")
+    if not bool((half_step.isfinite() & (half_step >= 0)).all()):
+        raise CheckpointError(f"half_step/{name} holds values that are no finite numbers from 0 up")
     words = torch.zeros(planes, -(-count // 64) * 8, dtype=torch.uint8)
     words[:, : flat.shape[1]] = flat
     codes = unpack_planes(words.view(torch.int64), count).reshape(shape)
-    return Grid(planes, levels, tensors[f"half_step/{name}"].float(), int(about["shift"])), codes
+    if not 2 <= levels <= 256 or bool((codes >= levels).any()):
+        raise CheckpointError(f"bits/{name} does not hold codes of {levels} levels (2 to 256)")
+    return Grid(planes, levels, half_step, int(about["shift"])), codes

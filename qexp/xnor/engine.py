@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -154,49 +156,94 @@ class Proof:
     Attributes:
         accumulators: (layer, compared, different) for each layer.
         weights: of each layer, how many integers times scale are not its quantizer's; None without a network.
+        outputs: of each layer, how many for the float network's own input are not that network's, beyond what
+            float32 rounds; None without a network.
         samples: how many were run.
         logits: whether all scores are the same, bit by bit.
-        predictions: samples whose predicted class is the same.
+        predictions: samples whose predicted class is the same, that of every pixel where there are several.
         plain: samples whose class the float layers of the fake-quantized network give too; they add rounded
             products, in another order, so that a sum on a threshold may fall to its other side.
     """
 
     accumulators: list[tuple[str, int, int]]
     weights: list[int] | None
+    outputs: list[int] | None
     samples: int
     logits: bool
     predictions: int
     plain: int | None
 
     @property
+    def broken(self) -> list[str]:
+        """Names of the layers that are not the fake-quantized ones."""
+        none = [0] * len(self.accumulators)
+        found = zip(self.accumulators, self.weights or none, self.outputs or none, strict=True)
+        return [name for (name, _, different), *others in found if different or any(others)]
+
+    @property
     def holds(self) -> bool:
         """Whether packed and fake-quantized evaluation are the same."""
-        different = any(bad for _, _, bad in self.accumulators) or any(self.weights or [])
-        return self.logits and self.predictions == self.samples and not different
+        return self.logits and self.predictions == self.samples and not self.broken
 
 
 @torch.no_grad()
 def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]]) -> Proof:
     """Run `engine` on bits and on integers by float convolutions, and `network` as it is; compare.
 
+    With `network` also layer by layer on the same input: there no sum falls to another side of a threshold.
+
     Args:
         network: the fake-quantized network that `engine` was made from, in evaluation mode; None: it is not there.
         batches: of (images, labels).
+
+    Raises:
+        ConfigError: the network answers with anything but scores (N, classes, ...); an input is off its grid.
     """
     samples = same = plain = 0
     logits = True
+    outputs = dict.fromkeys((layer.name for layer in engine.layers), 0)
     for images, _ in batches:
         engine.set_mode("prove")
         packed = engine.network(images)
         engine.set_mode("reference")
         fake = engine.network(images)
+        if not isinstance(fake, Tensor) or fake.dim() < 2:
+            raise ConfigError(
+                f"engine xnor: the network answers with a {type(fake).__name__}; it runs networks that answer with"
+                " one tensor, a score for each class, not yet those that detect objects."
+            )
         logits = logits and torch.equal(packed, fake)
         samples += len(images)
-        same += int((packed.argmax(1) == fake.argmax(1)).sum())
+        same += _same_classes(packed, fake)
+        engine.set_mode("packed")
         if network is not None:
-            plain += int((packed.argmax(1) == network(images).argmax(1)).sum())
-    engine.set_mode("packed")
+            with _looking(engine.layers, network, outputs):
+                plain += _same_classes(packed, network(images))
     found = [(layer.name, layer.compared, layer.different) for layer in engine.layers]
     if network is None:  # what the weights were before they were packed is not known
-        return Proof(found, None, samples, logits, same, None)
-    return Proof(found, [layer.weights_off() for layer in engine.layers], samples, logits, same, plain)
+        return Proof(found, None, None, samples, logits, same, None)
+    weights = [layer.weights_off() for layer in engine.layers]
+    return Proof(found, weights, list(outputs.values()), samples, logits, same, plain)
+
+
+@contextlib.contextmanager
+def _looking(layers: list[IntegerLayer], network: nn.Module, outputs: dict[str, int]) -> Iterator[None]:
+    """While `network` runs, count into `outputs`, by layer, what `layers` make otherwise of the same input."""
+
+    def count(layer: IntegerLayer, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        outputs[layer.name] += layer.outputs_off(inputs[0], output)
+
+    handles = [
+        network.get_submodule(layer.name).register_forward_hook(functools.partial(count, layer))
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _same_classes(scores: Tensor, others: Tensor) -> int:
+    """Return the samples whose class is the same in both (N, classes, ...), at every place of an image."""
+    return int((scores.argmax(1) == others.argmax(1)).unsqueeze(1).flatten(1).all(1).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -26,8 +27,8 @@ class NoCompilerError(ConfigError):
 
 
 def library() -> Path:
-    """Return where the built kernel is kept: one file for each version of its source and kind of machine."""
-    content = SOURCE.read_bytes() + f"{FLAGS} {sys.platform} {platform.machine()}".encode()
+    """Return where the built kernel is kept: one file for each source, compiler and kind of machine."""
+    content = SOURCE.read_bytes() + f"{FLAGS} {_named()} {sys.platform} {platform.machine()}".encode()
     return cache_folder() / f"xnor-{hashlib.sha256(content).hexdigest()[:12]}.so"
 
 
@@ -50,10 +51,10 @@ def built() -> Kernel | NoCompilerError:
     try:
         _refuse_foreign(file.parent)
         if file.exists():
-            try:
+            # Damaged, or built against another system's libraries: a build takes its place. It is not deleted
+            # before, another process may have put a good one there by now.
+            with contextlib.suppress(OSError):
                 return Kernel(file)
-            except OSError:  # damaged, or built against another system's libraries
-                file.unlink()
         _build(file)
         return Kernel(file)
     except NoCompilerError as error:
@@ -70,8 +71,26 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
+def _named() -> str:
+    return os.environ.get("CXX") or "c++"
+
+
+def _compiler() -> list[str]:
+    """Return the words of the command that CXX names."""
+    try:
+        words = shlex.split(_named())
+    except ValueError:  # a quotation mark that nothing closes
+        words = []
+    if not words:
+        raise NoCompilerError(
+            f"engine xnor: CXX={os.environ['CXX']!r} names no C++ compiler; set it to g++ or clang++, or leave it"
+            " out. Without one products are taken by torch: the same numbers, slowly."
+        )
+    return words
+
+
 def _build(file: Path) -> None:
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    compiler = _compiler()
     if shutil.which(compiler[0]) is None:
         raise NoCompilerError(
             f"engine xnor: no C++ compiler here ({compiler[0]}); install g++ or clang, or name one in CXX."

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 NEAR = 1e-3
-"""Of a step: how far a codebook's values may lie from a grid, which float32 rounds."""
+"""Of a step: how far a codebook's values may lie from a grid at most."""
+
+ROUNDED = 2.0**-21
+"""Of the largest magnitude: how far float32 puts them, a product and a sum rounded, there and at the ends."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Grid:
         levels: codes go from 0 to levels - 1.
         half_step: float32, half the distance of two levels; scalar, or one for each output channel (out,).
         shift: whole number.
-        offset: what no whole number of half steps reaches; 0 for most methods.
+        offset: what no whole number of half steps reaches, however little it is; 0 for most methods.
     """
 
     bits: int
@@ -36,6 +39,11 @@ class Grid:
         """The largest magnitude of the whole numbers."""
         odd = 2**self.bits - 1
         return max(abs(self.shift - odd), abs(self.shift - odd + 2 * (self.levels - 1)))
+
+    @property
+    def reach(self) -> Tensor:
+        """No value is larger in magnitude; float64, as `half_step`."""
+        return self.half_step.double() * self.largest + abs(self.offset)
 
     def integers(self, codes: Tensor) -> Tensor:
         """Return the whole numbers of codes, in their dtype."""
@@ -65,7 +73,8 @@ def grid_of(codebook: Tensor) -> Grid | str:
         return f"it has {levels} levels, the kernel takes 2 to 256"
     step = (table[-1] - table[0]) / (levels - 1)
     even = table[0] + step * torch.arange(levels, dtype=torch.float64, device=table.device).unsqueeze(1)
-    if bool(((table - even).abs() > NEAR * step).any()):
+    rounded = torch.minimum(ROUNDED * table.abs().amax(0), NEAR * step)
+    if not bool(((table - even).abs() <= rounded).all()):
         return "its levels are not equally spaced"
     bits = (levels - 1).bit_length()
     used = step > 0  # a filter of zeros has no step; its shift is that of the others
@@ -76,7 +85,7 @@ def grid_of(codebook: Tensor) -> Grid | str:
     if not len(places):
         return Grid(bits, levels, half, 0)
     shift = round(float(places[0]))
-    if bool(((places - shift).abs() <= NEAR).all()):
+    if bool(((places - shift).abs() * step[used] / 2 <= rounded[used]).all()):  # what is more adds up in a sum
         return Grid(bits, levels, half, shift)
     if table.shape[1] > 1 and bool((table != table[:, :1]).any()):
         return "its channels have grids of their own that zero is no point of"

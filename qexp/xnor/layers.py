@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qexp.errors import ConfigError
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.image import ImageGrid
-from qexp.xnor.grids import NEAR, Grid, grid_of, one_step
+from qexp.xnor.grids import ROUNDED, Grid, grid_of, one_step
 from qexp.xnor.packing import pack_planes
 from qexp.xnor.product import Geometry, PackedWeight, TorchProduct, linear_geometry
 
@@ -96,7 +96,7 @@ class IntegerLayer(nn.Module):
         if self.layer.input_quantizer is not None:
             x = self.layer.input_quantizer(x)
         if not isinstance(self.layer, nn.Conv2d) and x.dim() != 2:
-            return self.forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+            return self.forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.weight.outputs)
         geometry = self.geometry(x)
         codes = self.grid.codes(x)
         if self.mode == "reference":
@@ -112,9 +112,26 @@ class IntegerLayer(nn.Module):
         """Return how many of the whole numbers, times their scale, are not what the layer's quantizer makes."""
         quantizer, weight = self.layer.weight_quantizer, self.layer.weight
         assert quantizer is not None
-        half_step = _by_channel(self.weight_grid.half_step.double(), [1] * (weight.dim() - 1))
-        found = self.integers.reshape(weight.shape) * half_step
-        return int(((found - quantizer(weight)).abs() > 2 * NEAR * half_step).sum())
+        after = [1] * (weight.dim() - 1)
+        found = self.integers.reshape(weight.shape) * _by_channel(self.weight_grid.half_step.double(), after)
+        limit = 2 * ROUNDED * _by_channel(self.weight_grid.reach, after)
+        return int((~((found - quantizer(weight)).abs() <= limit)).sum())
+
+    @torch.no_grad()
+    def outputs_off(self, x: Tensor, output: Tensor) -> int:
+        """Return how many outputs on bits for an input `x` are not what the float layer made of it.
+
+        That layer adds n rounded products and a bias: n 2^-24 of what the terms' magnitudes add up to, at most.
+        Here a few roundings follow the exact sum, and its numbers may lie from the quantizers' values by what
+        `grid_of`, `weights_off` and `_proved` let pass: 60 times 2^-24. For a bound both are doubled.
+        """
+        after = [1, 1] if isinstance(self.layer, nn.Conv2d) else []
+        fan_in = self.codes[0].numel()
+        size = fan_in * self.grid.reach * self.weight_grid.reach
+        if self.layer.bias is not None:
+            size = size + self.layer.bias.abs()
+        limit = (fan_in + 60) * 2.0**-23 * _by_channel(size, after)
+        return int((~((self(x).double() - output).abs() <= limit)).sum())
 
     def packed_input(self, x: Tensor) -> Tensor:
         """Return the kernel's form of an input that its quantizer has not seen yet, where the layer has one."""
@@ -134,10 +151,10 @@ class IntegerLayer(nn.Module):
     def _proved(self, x: Tensor, codes: Tensor, geometry: Geometry) -> Tensor:
         off = (self.grid.values(codes) - x).abs().max() if x.numel() else torch.zeros(())
         outside = bool((codes < 0).any() or (codes > self.grid.levels - 1).any())
-        if outside or float(off) > 0.01 * float(self.grid.half_step):
-            raise ConfigError(
-                f"engine xnor: {self.name}: its input holds values that its quantizer does not make."
-            )
+        if outside or not float(off) <= 4 * ROUNDED * float(self.grid.reach):
+            numbers = bool(x.isfinite().all())
+            what = "values that its quantizer does not make" if numbers else "no numbers (NaN)"
+            raise ConfigError(f"engine xnor: {self.name}: its input holds {what}.")
         sums = self._sums(codes, geometry)
         self.different += int((sums != self.reference(codes, geometry)).sum())
         self.compared += sums.numel()
@@ -203,7 +220,8 @@ class IntegerLayer(nn.Module):
     def _shaped(self, sums: Tensor, geometry: Geometry) -> Tensor:
         if not isinstance(self.layer, nn.Conv2d):
             return sums
-        return sums.reshape(geometry.images, geometry.out_height, geometry.out_width, -1).permute(0, 3, 1, 2)
+        shape = (geometry.images, geometry.out_height, geometry.out_width, self.weight.outputs)
+        return sums.reshape(shape).permute(0, 3, 1, 2)
 
 
 def _by_channel(value: Tensor, after: list[int]) -> Tensor:

@@ -85,7 +85,7 @@ class Limits:
 
 
 class TorchProduct:
-    """Products by float convolutions of zeros and ones: exact below 2^24 bits a sum, everywhere, slow."""
+    """Products by float64 convolutions of zeros and ones: exact below 2^53 bits a sum, everywhere, slow."""
 
     name = "torch"
 

@@ -8,14 +8,14 @@ from qexp.hardware.energy import ADD_PJ, MULTIPLY_PJ, layer_energy, mac_energy, 
 
 def test_a_binary_network_costs_more_than_an_order_of_magnitude_less() -> None:
     """The paper's conclusion, and 32 times fewer bytes of weights, so 32 times less energy for them."""
-    real, binary = (layer_energy(10**6, 6400, bits, 800, bits) for bits in (32, 1))
+    real, binary = (layer_energy(10**6, 800 * bits, bits, 800, bits) for bits in (32, 1))
     assert real.weights[0] == pytest.approx(32 * binary.weights[0])
     assert real.arithmetic > 10 * binary.arithmetic
 
 
 def test_by_hand() -> None:
     # 640 weights of 1 bit: 10 accesses of 8 bytes; 64 inputs of 8 bits: 8 accesses.
-    energy = layer_energy(1000, 640, 1, 64, 8)
+    energy = layer_energy(1000, 80, 1, 64, 8)
     assert energy.weights == (13_000.0, 26_000.0)
     assert energy.activations == 800.0
     assert energy.arithmetic == pytest.approx(1000 * (0.2 / 8 + 0.1))
@@ -30,7 +30,7 @@ def test_the_printed_energies() -> None:
     assert ADD_PJ == {"int8": 0.03, "int32": 0.1, "float16": 0.4, "float32": 0.9}
     by_cache = [layer_energy(0, 0, 1, 64, 8, cache=size).activations for size in (2**13, 2**15, 2**20)]
     assert by_cache == [80.0, 160.0, 800.0]
-    assert layer_energy(0, 640, 1, 0, 1).weights == (13_000.0, 26_000.0)
+    assert layer_energy(0, 80, 1, 0, 1).weights == (13_000.0, 26_000.0)
 
 
 def test_there_are_at_most_256_filters_of_3_x_3_up_to_sign() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,16 +14,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from qexp.commands.packed import proof_lines
 from qexp.convert import TwoModes
 from qexp.errors import CheckpointError, ConfigError
 from qexp.graph.scheme import Method, Widths
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.qnn import QNNMLP, QNNConvNet
 from qexp.models.torchvision_models import classifier
+from qexp.ops.codes import uniform_codebook
 from qexp.quantizers.base import Quantizer, Site
 from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight
+from qexp.quantizers.lsq_plus import LSQPlusActivation
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
 from qexp.quantizers.qnn_linear import LinearActivation, LinearWeight
@@ -70,6 +79,10 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(torch.cat([self.one(x).relu(), self.two(x).relu()], 1).flatten(1))
+
+
+def pixel_classes() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1))
 
 
 def batches(shape=(1, 8, 8), count: int = 40):
@@ -203,6 +216,130 @@ def test_weights_that_are_not_the_quantizers_are_found(product: TorchProduct) ->
     assert proof.weights == [0, 1, 0] and not proof.holds
 
 
+@pytest.mark.parametrize("off", [0.0, 2e-6, 1e-4, 4.9e-4, 0.1])
+def test_an_offset_however_small_is_kept(off: float, product: TorchProduct) -> None:
+    """Of each of 4096 inputs it is a little of a half step, and of their sum several."""
+    layer = nn.Linear(4096, 64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.where(torch.rand(64, 4096) < 0.9, 1.0, -1.0))
+    inputs = LSQPlusActivation(4, Site("l.input", "input", (4096,), signed=False))
+    inputs.step.data.fill_(0.1)
+    inputs.offset.data.fill_(0.1 * off)
+    fake = QuantLinear(layer, BinaryWeight(1, Site("l", "weight", (64, 4096))), inputs).eval()
+    x = torch.rand(8, 4096)
+    with torch.no_grad():
+        packed = IntegerLayer("l", fake, grid_of(inputs.codes(x).codebook), product)
+        exact = F.linear(inputs(x).double(), fake.weight_quantizer(layer.weight).double(), layer.bias.double())
+        assert float((packed(x) - exact).abs().max()) < 0.02 * float(packed.grid.half_step)
+        packed.mode = "prove"
+        packed(x)
+    assert (packed.different, packed.outputs_off(x, fake(x))) == (0, 0)
+
+
+def test_weights_a_little_off_zero_are_refused() -> None:
+    found = grid_of(torch.arange(4.0) + 2e-4)
+    assert not isinstance(found, str) and found.offset == pytest.approx(2e-4)
+    found = grid_of(torch.stack([torch.arange(4.0), torch.arange(4.0) + 2e-4], 1).reshape(4, 2, 1))
+    assert found == "its channels have grids of their own that zero is no point of"
+
+
+@given(st.floats(1e-3, 1e3), st.integers(1, 8), st.booleans(), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_a_grid_that_float32_rounded_needs_no_offset(step: float, bits: int, signed: bool, seed: int) -> None:
+    lowest = -(2 ** (bits - 1)) if signed else 0
+    table = uniform_codebook(lowest, lowest + 2**bits - 1, torch.tensor(step))
+    found = grid_of(table)
+    assert not isinstance(found, str) and found.offset == 0.0
+    x = table[torch.randint(2**bits, (50,), generator=torch.Generator().manual_seed(seed))]
+    assert torch.allclose(found.values(found.codes(x)), x, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("wrong", ["scale", "bias", "padding"])
+def test_a_layer_that_is_not_the_real_networks_breaks_the_proof(wrong: str, product: TorchProduct) -> None:
+    """What both ways of taking sums have in common, only the real network's own layers can show."""
+    fake = network(pixel_classes(), DOREFA, (2, 2), (3, 8, 8))
+    engine = make_engine(fake, product)
+    layer = engine.layers[1]
+    with torch.no_grad():
+        if wrong == "scale":
+            layer.scale.mul_(1.01)
+        elif wrong == "bias":
+            layer.layer.bias = nn.Parameter(torch.full((layer.weight.outputs,), 0.01))
+        else:
+            layer.layer.padding = layer.layer.dilation = (2, 2)
+    proof = prove(engine, fake, batches((3, 8, 8), 4))
+    assert not any(different for _, _, different in proof.accumulators) and not any(proof.weights)
+    assert proof.logits and proof.predictions == proof.samples
+    assert proof.broken == [layer.name] and not proof.holds
+    _, first, second, _, plain = proof_lines(engine, proof)
+    assert "NOT" not in first and second.endswith("outputs NOT the float layer's")
+    assert plain.endswith("NOT within what float32 rounds")
+
+
+@given(
+    st.integers(1, 3), st.integers(2, 4), st.integers(1, 300), st.floats(1e-3, 10), st.floats(-2, 2), st.booleans()
+)
+@settings(deadline=None, max_examples=20)
+def test_the_float_layer_is_within_its_rounding(product, bits, input_bits, fan_in, step, offset, biased) -> None:
+    layer = nn.Linear(fan_in, 5, bias=biased)
+    inputs = LSQPlusActivation(input_bits, Site("l.input", "input", (fan_in,), signed=True))
+    inputs.step.data.fill_(step)
+    inputs.offset.data.fill_(offset)
+    fake = QuantLinear(layer, LinearWeight(bits, Site("l", "weight", (5, fan_in))), inputs).eval()
+    x = 3 * torch.randn(20, fan_in)
+    with torch.no_grad():
+        packed = IntegerLayer("l", fake, grid_of(inputs.codes(x).codebook), product)
+        assert packed.outputs_off(x, fake(x)) == packed.weights_off() == 0
+        moved = fake(x) + 0.01 * packed.scale * packed.bound
+        assert packed.outputs_off(x, moved) == moved.numel()
+
+
+def test_a_network_of_a_class_for_every_pixel_proves_itself(product: TorchProduct) -> None:
+    fake = network(pixel_classes(), DOREFA, (2, 2), (3, 8, 8))
+    proof = prove(make_engine(fake, product), fake, batches((3, 8, 8), 6))
+    assert proof.holds and proof.predictions == proof.plain == proof.samples == 6
+
+
+def test_a_network_of_several_answers_is_refused(product: TorchProduct) -> None:
+    class Two(Branches):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return self.one(x), self.two(x)
+
+    fake = network(Two(), DOREFA, (2, 2), (3, 8, 8))
+    with pytest.raises(ConfigError, match="answers with a tuple; it runs networks that answer with one tensor"):
+        prove(make_engine(fake, product), fake, batches((3, 8, 8), 2))
+
+
+def test_inputs_that_are_off_the_grid_are_named(product: TorchProduct) -> None:
+    layer = nn.Linear(6, 4)
+    fake = QuantLinear(layer, BinaryWeight(1, Site("l", "weight", (4, 6))), None).eval()
+    packed = IntegerLayer("l", fake, grid_of(torch.arange(4.0)), product)
+    packed.mode = "prove"
+    packed(torch.ones(1, 6))
+    for value, why in (
+        (math.nan, r"no numbers \(NaN\)"),
+        (1 + 1e-4, "values that its quantizer does not make"),
+        (4.0, "values that its quantizer does not make"),
+    ):
+        x = torch.ones(2, 6)
+        x[1, 2] = value
+        with pytest.raises(ConfigError, match=f"engine xnor: l: its input holds {why}"):
+            packed(x)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (6,), (5, 6)])
+def test_a_batch_without_samples(shape: tuple[int, ...], product: TorchProduct) -> None:
+    layer = nn.Conv2d(3, 4, 3) if len(shape) == 3 else nn.Linear(6, 4)
+    kind = QuantConv2d if len(shape) == 3 else QuantLinear
+    weights = LinearWeight(2, Site("l", "weight", tuple(layer.weight.shape)))
+    inputs = BinaryActivation(1, Site("l.input", "input", shape, signed=True))
+    fake = kind(layer, weights, inputs).eval()
+    packed = IntegerLayer("l", fake, grid_of(inputs.codes(torch.zeros(1, *shape)).codebook), product)
+    for mode in ("packed", "reference", "prove"):
+        packed.mode = mode
+        assert packed(torch.zeros(0, *shape)).shape == fake(torch.zeros(0, *shape)).shape
+
+
 def test_layers_that_cannot_run_are_named(product: TorchProduct) -> None:
     fake = mlp(Method("qnn_log", LogWeight, LogActivation), bits=(3, 3), first=(3, 8))
     left = dict(make_engine(fake, product).left)
@@ -274,8 +411,36 @@ def test_a_damaged_or_foreign_packed_checkpoint(tmp_path: Path, product: TorchPr
 
 
 @pytest.mark.parametrize(
+    ("entry", "change", "why"),
+    [
+        (
+            "half_step/fc1",
+            lambda old: torch.ones(7),
+            "half_step/fc1 is torch.float32 (7,), not torch.float32 () or",
+        ),
+        ("half_step/fc1", lambda old: old.double(), "half_step/fc1 is torch.float64 ()"),
+        ("half_step/fc1", lambda old: old * math.nan, "half_step/fc1 holds values that are no finite numbers"),
+        ("half_step/fc2", lambda old: -old, "half_step/fc2 holds values that are no finite numbers from 0 up"),
+        ("bits/fc2", lambda old: old | 255, "bits/fc2 does not hold codes of 3 levels (2 to 256)"),
+        ("rest/bn1.bias", lambda old: old.long(), "bn1.bias is torch.int64, not torch.float32"),
+    ],
+)
+def test_a_damaged_entry_of_a_packed_checkpoint_is_named(entry, change, why, tmp_path: Path, product) -> None:
+    fake, file = mlp(Method("t", TernaryWeight, BinaryActivation), bits=(2, 1), first=(2, 8)), tmp_path / "packed"
+    save_packed(file, fake, make_engine(fake, product).layers)
+    with safe_open(file, "pt") as stored:
+        about, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    take_over(fake, load_packed(file), file)
+    save_file({**tensors, entry: change(tensors[entry])}, file, metadata=about)
+    with pytest.raises(CheckpointError, match=re.escape(f"engine.load={file}: {why}")):
+        take_over(fake, load_packed(file), file)
+
+
+@pytest.mark.parametrize(
     ("compiler", "why"),
     [
+        ("g++ '", """CXX="g++ '" names no C++ compiler; set it to g++"""),
+        ("  ", "CXX='  ' names no C++ compiler; set it to g++"),
         ("no-such-compiler", "no C++ compiler here (no-such-compiler); install g++ or clang"),
         ("c++ --no-such-flag", "c++ cannot build the kernel: "),
         ("false", "false cannot build the kernel: it ended with 1"),
@@ -304,7 +469,42 @@ def test_without_a_compiler_torch_computes_and_one_line_says_so(
 def test_a_kernel_that_is_built_needs_no_compiler(product: TorchProduct, monkeypatch: pytest.MonkeyPatch) -> None:
     if product.name != "native":
         pytest.skip("no C++ compiler here")
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    extension.built.cache_clear()
+    try:
+        assert products(pytest.fail).name == "native"
+    finally:
+        extension.built.cache_clear()
+
+
+def test_each_compiler_has_a_kernel_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    usual = extension.library()
+    monkeypatch.setenv("CXX", "c++")
+    assert extension.library() == usual
+    monkeypatch.setenv("CXX", "c++ -O0")
+    assert extension.library() != usual
+
+
+def test_a_damaged_build_stays_until_another_takes_its_place(
+    product: TorchProduct, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two processes that find it build both; neither deletes what the other made."""
+    if product.name != "native":
+        pytest.skip("no C++ compiler here")
+    good = extension.library()
+    monkeypatch.setenv("QEXP_CACHE", str(tmp_path))
+    file, real = extension.library(), extension.Kernel
+    file.write_bytes(b"no library")
+
+    def while_another_builds(library: Path) -> object:
+        monkeypatch.setattr(extension, "Kernel", real)
+        file.unlink()
+        shutil.copy(good, file)
+        raise OSError("damaged when it was read")
+
+    monkeypatch.setattr(extension, "Kernel", while_another_builds)
+    monkeypatch.setattr(extension, "_build", lambda file: None if file.exists() else pytest.fail("deleted"))
     extension.built.cache_clear()
     try:
         assert products(pytest.fail).name == "native"
