@@ -24,7 +24,9 @@ class KL(Observer):
     The search of TensorRT's calibration as commonly described (`ops.clip_levels.divergences`), [from memory]. The
     range is [0, a], or [-a, a] at a signed site, by |x|. Left out are exact zeros, and negative values at a site
     that should have none: every grid treats them alike, and a ReLU's zeros would outweigh all the rest. At 32
-    bits, or without a value above zero, nothing is cut.
+    bits, or without a value above zero, nothing is cut. Levels that would clip more than half of the values are
+    not tried (ours): where the first cells are empty, a few others alone are a histogram that nothing diverges
+    from.
 
     Args:
         bins: cells between 0 and the largest magnitude; between half of them and all are used.
@@ -32,6 +34,8 @@ class KL(Observer):
     Raises:
         ConfigError: fewer bins than 4 for each of the grid's values; a signed site at 1 bit.
     """
+
+    version = 2  # 1 tried every level
 
     def __init__(self, bits: int, site: Site, *, bins: int = 2048) -> None:
         super().__init__(bits, site)
@@ -50,7 +54,9 @@ class KL(Observer):
         level = largest
         if self.steps is not None and len(counts) > self.steps:
             values = self.steps + 1
-            level = min(largest, width * (values + int(divergences(counts, values).argmin())))
+            kept = counts.cumsum(0)[values - 1 :]
+            tried = divergences(counts, values).where(2 * kept >= kept[-1], torch.inf)
+            level = min(largest, width * (values + int(tried.argmin())))
         return _around_zero(level, self.site)
 
 

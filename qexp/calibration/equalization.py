@@ -52,10 +52,8 @@ def equalize(folding: Folding) -> Equalized:
     """
     graph = folding.model
     pairs = list(neighbours(graph))
-    unclipped = tuple(dict.fromkeys(name for _, _, between in pairs for name in _clipped(graph, between)))
-    for name in unclipped:
-        parent, _, last = name.rpartition(".")
-        setattr(graph.get_submodule(parent), last, nn.ReLU())
+    clipped = [node for _, _, between in pairs for node in between if _is_relu6(graph, node)]
+    unclipped = tuple(dict.fromkeys(_unclip(graph, node) for node in clipped))
     scales = {
         first: torch.ones(layer_of(graph, first).weight.shape[0], dtype=torch.float64) for first, _, _ in pairs
     }
@@ -143,10 +141,20 @@ def _scales_along(graph: fx.GraphModule, node: fx.Node) -> bool:
     return is_relu(graph, node) and relu_end(graph, node) == math.inf  # a functional ReLU6 cannot become a ReLU
 
 
-def _clipped(graph: fx.GraphModule, between: list[fx.Node]) -> Iterator[str]:
-    for node in between:
-        if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.ReLU6):
-            yield str(node.target)
+def _is_relu6(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.ReLU6)
+
+
+def _unclip(graph: fx.GraphModule, node: fx.Node) -> str:
+    """Make the ReLU6 that `node` calls a ReLU, of its own where others call it too; return the ReLU6's name."""
+    name = own = str(node.target)
+    calls = [other for other in graph.graph.nodes if other.op == "call_module" and other.target == name]
+    while len(calls) > 1 and own in dict(graph.named_modules()):
+        own += "_unclipped"
+    graph.add_submodule(own, nn.ReLU())
+    node.target = own
+    graph.recompile()
+    return name
 
 
 def layer_of(graph: fx.GraphModule, name: str) -> nn.Conv2d | nn.Linear:

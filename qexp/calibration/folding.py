@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.errors import ConfigError
+from qexp.graph.agreement import require_agreement
+from qexp.graph.shapes import Shape, record_shapes
 from qexp.graph.tracing import input_node, inside, is_layer, trace
 
 FOLDS_INTO: dict[type[nn.Module], type[nn.Module]] = {
@@ -50,7 +52,9 @@ class Folding:
     statistics: dict[str, tuple[Tensor, Tensor]]
 
 
-def fold_batch_norm(model: nn.Module, mode: Literal["auto", "strict", "none"] = "auto") -> Folding:
+def fold_batch_norm(
+    model: nn.Module, mode: Literal["auto", "strict", "none"] = "auto", input_shape: Shape | None = None
+) -> Folding:
     """Fold each batch norm of `model` that is fed only by one layer whose output nothing else uses.
 
     Only what the network does in evaluation counts: heads for training are not in the result. Layers keep their
@@ -60,16 +64,22 @@ def fold_batch_norm(model: nn.Module, mode: Literal["auto", "strict", "none"] = 
     Args:
         model: a float network that torch.fx can trace; it is left as it is.
         mode: `auto` keeps what cannot be folded, `strict` refuses it, `none` keeps every batch norm.
+        input_shape: of one sample; without it nothing says whether the graph is the network's, nor whether a
+            linear layer reads sequences, of which a batch norm normalizes the steps.
 
     Raises:
-        ConfigError: the network cannot be traced, or under `strict` a batch norm cannot be folded.
+        ConfigError: the network cannot be traced, or not rightly, or under `strict` a batch norm cannot be folded.
     """
     graph = trace(copy.deepcopy(model))[-1]
+    shapes: dict[str, Shape] = {}
+    if input_shape is not None:
+        shapes = record_shapes(graph, input_shape)
+        require_agreement(model, graph, input_shape)
     folded: list[tuple[str, str]] = []
     kept: dict[str, str] = {}
     statistics: dict[str, tuple[Tensor, Tensor]] = {}
     for node in _batch_norm_calls(graph):
-        reason = "calibration.fold=none" if mode == "none" else next(_obstacles(graph, node), "")
+        reason = "calibration.fold=none" if mode == "none" else next(_obstacles(graph, node, shapes), "")
         if reason:
             kept.setdefault(_label(node), reason)
         else:
@@ -133,7 +143,7 @@ def _fold(graph: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
     return beta.clone(), gamma.abs()
 
 
-def _obstacles(graph: fx.GraphModule, node: fx.Node) -> Iterator[str]:
+def _obstacles(graph: fx.GraphModule, node: fx.Node, shapes: dict[str, Shape]) -> Iterator[str]:
     """Yield what forbids to fold the batch norm that `node` calls: its own obstacles, then its layer's."""
     if node.op == "call_function":
         yield "it is a call of a function, and no module"
@@ -149,6 +159,8 @@ def _obstacles(graph: fx.GraphModule, node: fx.Node) -> Iterator[str]:
     layer = graph.get_submodule(str(source.target))
     if FOLDS_INTO.get(type(norm)) is not type(layer) or norm.num_features != layer.weight.shape[0]:  # type: ignore[index]
         yield f"it does not normalize the output channels of {_described(graph, source)}"
+    elif isinstance(norm, nn.BatchNorm1d) and len(shapes.get(source.name, ())) > 1:
+        yield f"it normalizes the steps of a sequence, not the output channels of {_described(graph, source)}"
     yield from _call_obstacles(graph, source, f"'{source.target}'")
     if others := [_described(graph, user) for user in source.users if user is not node]:
         yield f"the output of '{source.target}' is also used by {', '.join(others)}"

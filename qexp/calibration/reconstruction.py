@@ -166,7 +166,8 @@ def _caught(
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         sizes.append(inputs[0].shape[1:])
         if sizes[-1] == sizes[0]:
-            found.append(take(inputs[0], output))
+            kept = take(inputs[0], output)
+            found.append(kept.clone() if calls > 1 else kept)  # what follows a call may write into its output
         if len(sizes) % calls == 0:
             raise _Reached
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +19,9 @@ from qexp.config import Config
 from qexp.graph.plan import LayerPlan, Plan, make_plan
 from qexp.hardware.cost import bit_operations, convolution_macs, linear_macs, packed_bytes
 from qexp.quantizers.base import Quantizer
+
+WIDE = 10_000
+"""Columns where no terminal sets a width: a file or a pipe breaks no line."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
     network = build_float(config, source)
     if config.explain.fold or config.calibration is not None:
         mode = "auto" if config.calibration is None else config.calibration.fold
-        plan = folded_plan(fold_batch_norm(network.eval(), mode), config, source)
+        plan = folded_plan(fold_batch_norm(network.eval(), mode, source.shape), config, source)
     else:
         plan = make_plan(network, scheme(config, source), source.shape)
     report = summary(config, plan)
@@ -129,14 +134,14 @@ def _label(quantizer: Quantizer | None, kept: str = "float") -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     inner, first, last = (_widths(report[key]) for key in ("bits", "first", "last"))
     quantized = any(layer["weight_bits"] < 32 or layer["activation"] != "float" for layer in report["layers"])
     bits = f"{inner}; first layer {first}, last layer {last}" if quantized else "everything in float"
     console.print(f"[bold]{report['model']}[/] for {report['dataset']}, quantizer={report['quantizer']}, {bits}")
     if report["gradients"] is not None:
         console.print(f"gradients behind each quantized layer: {report['gradients']} bits")
-    console.print(_layer_table(report))
+    _print_layers(console, report["layers"])
     if any(site["quantizer"] != "ReLU" for site in report["activations"]):
         console.print(_site_table(report))
     for module in report["float_modules"]:
@@ -161,33 +166,58 @@ def _widths(widths: dict[str, int]) -> str:
     return f"W{widths['weight']}A{widths['activation']}"
 
 
-def _layer_table(report: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Layers", title_justify="left", pad_edge=False)
-    for name in ("layer", "kind", "weights", "W", "activation in", "A", "scope", "sign"):
-        table.add_column(name, justify="right" if name in "WA" else "left")
-    for name in ("parameters", "MACs", "bit-operations", "bytes"):
-        table.add_column(name, justify="right")
-    table.add_column("stays float")
-    for row in report["layers"]:
-        sign = "±" if row["signed"] else "+"
-        table.add_row(
-            *(row["name"], row["kind"], row["weight"], str(row["weight_bits"])),
-            *(
-                row["activation"],
-                str(row["activation_bits"]),
-                row["scope"],
-                sign if row["activation"] != "float" else "",
-            ),
-            *(f"{row[key]:,}" for key in ("parameters", "macs", "bit_operations", "weight_bytes")),
-            row["note"],
-        )
+_PLAN: dict[str, Callable[[dict[str, Any]], str]] = {
+    "layer": lambda row: str(row["name"]),
+    "kind": lambda row: str(row["kind"]),
+    "weights": lambda row: str(row["weight"]),
+    "W": lambda row: str(row["weight_bits"]),
+    "activation in": lambda row: str(row["activation"]),
+    "A": lambda row: str(row["activation_bits"]),
+    "scope": lambda row: str(row["scope"]),
+    "sign": lambda row: "" if row["activation"] == "float" else "±" if row["signed"] else "+",
+}
+_COSTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "MACs": lambda row: f"{row['macs']:,}",
+    "bit-operations": lambda row: f"{row['bit_operations']:,}",
+    "bytes": lambda row: f"{row['weight_bytes']:,}",
+}
+_NOTE: dict[str, Callable[[dict[str, Any]], str]] = {"stays float": lambda row: str(row["note"])}
+
+
+def _print_layers(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the plan and the cost of each layer; on a screen too narrow for one table, in two and a list."""
+    whole = _layer_table("Layers", {**_PLAN, **_COSTS, **_NOTE}, rows)
+    if console.measure(whole, options=console.options.update(max_width=WIDE)).maximum <= console.width:
+        console.print(whole)
+        return
+    console.print(_layer_table("Layers", _PLAN, rows))
+    console.print(_layer_table("What they cost", {"layer": _PLAN["layer"], **_COSTS}, rows))
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            notes.setdefault(row["note"], []).append(row["name"])
+    for note, names in notes.items():
+        console.print(f"stays float: {note}, of {', '.join(names)}")
+
+
+def _layer_table(
+    title: str, columns: Mapping[str, Callable[[dict[str, Any]], str]], rows: Sequence[dict[str, Any]]
+) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name in {"W", "A", *_COSTS} else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(text(row) for text in columns.values()))
     return table
 
 
 def _site_table(report: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="ReLU calls", title_justify="left", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, title="ReLU calls", title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in ("call", "becomes", "A", "scope", "shape", "feeds"):
-        table.add_column(name, justify="right" if name == "A" else "left")
+        table.add_column(name, justify="right" if name == "A" else "left", overflow="fold")
     for site in report["activations"]:
         shape = "x".join(map(str, site["shape"]))
         values = (

@@ -25,6 +25,7 @@ from qexp.errors import ConfigError
 from qexp.graph.plan import Plan, make_plan
 from qexp.graph.scheme import Factory, LayerRule, Method, Scheme, Widths
 from qexp.layers.normalization import shifted
+from qexp.lit.losses import class_scores
 from qexp.models.weights import load_weights
 from qexp.ops.discretisation import Discretisation
 from qexp.ops.rounding import ste
@@ -167,7 +168,10 @@ def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
     """
     settings = config.calibration
     assert settings is not None  # the caller has looked
-    folding = fold_batch_norm(build_float(config, source).eval(), settings.fold)
+    folding = fold_batch_norm(build_float(config, source).eval(), settings.fold, source.shape)
+    answer = next(node.args[0] for node in folding.model.graph.nodes if node.op == "output")
+    if source.task == "classification" and not isinstance(answer, fx.Node):  # before any time is spent
+        class_scores(answer)
     if not config.quantized:
         return AfterTraining(folding, None)
     equalized = equalize(folding) if config.equalize else None

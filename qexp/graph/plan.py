@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from qexp.errors import ConfigError
+from qexp.graph.agreement import require_agreement
 from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, site_setting
 from qexp.graph.shapes import Shape, record_shapes
 from qexp.graph.tracing import (
     consumers,
     input_node,
     keeps_levels,
+    keeps_order,
     layer_calls,
     nonnegative,
     relu_sites,
@@ -89,12 +91,13 @@ def make_plan(model: nn.Module, scheme: Scheme, input_shape: Shape) -> Plan:
         input_shape: of one sample, (C, H, W) or (steps,).
 
     Raises:
-        ConfigError: the network cannot be traced or does not take that shape, a rule matches nothing, or the
-            method refuses a site.
+        ConfigError: the network cannot be traced, or not rightly, or does not take that shape, a rule matches
+            nothing, or the method refuses a site.
     """
     graphs = trace(model)
     settings = layer_settings(graphs, scheme)
     shapes = [record_shapes(graph, input_shape) for graph in graphs]
+    require_agreement(model, graphs[-1], input_shape)
     sites = _merge(
         [_plan_sites(graph, seen, scheme, settings) for graph, seen in zip(graphs, shapes, strict=True)]
     )
@@ -159,8 +162,11 @@ def _plan_layers(
         )
         site = Site(name, "weight", plan.weight_shape)
         plan.weight = _make(setting.method.weight, setting.bits.weight, site, scheme)
-        averaged = any(source not in made_by for call in calls for source in sources(graph, call, keeps_levels))
-        _plan_input(plan, graph, made_by, setting, scheme, sites, averaged=averaged)
+        averaged, reordered = (
+            any(source not in made_by for call in calls for source in sources(graph, call, keeps))
+            for keeps in (keeps_levels, keeps_order)
+        )
+        _plan_input(plan, graph, made_by, setting, scheme, sites, averaged=averaged, reordered=reordered)
         planned[name] = plan
     return planned
 
@@ -174,6 +180,7 @@ def _plan_input(
     sites: dict[str, SitePlan],
     *,
     averaged: bool,
+    reordered: bool,
 ) -> None:
     """Give the layer an input quantizer where nothing before it quantizes, and note what stays float and why."""
     signed = not all(nonnegative(graph, source) for source in made_by)
@@ -182,7 +189,8 @@ def _plan_input(
     site = Site(f"{plan.name}.input", "input", shape, signed=signed)
     by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by))
     if all(source.op == "placeholder" for source in made_by):  # the image beside features is one of them
-        plan.input = _image_grid(setting, site, scheme)
+        mixed = reordered or (plan.kind != "Conv2d" and len(plan.input_shape) > 1)
+        plan.input = _image_grid(setting, site, scheme, mixed=mixed)
     elif not by_relus:
         plan.input = _make(setting.method.activation, setting.bits.activation, site, scheme, setting.scope)
     if plan.input is not None:
@@ -206,12 +214,15 @@ def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan], *, aver
     return ", ".join(notes)
 
 
-def _image_grid(setting: Setting, site: Site, scheme: Scheme) -> Quantizer | None:
+def _image_grid(setting: Setting, site: Site, scheme: Scheme, *, mixed: bool) -> Quantizer | None:
+    """Return the grid of the image; where its channels are `mixed`, one over the range of all of them."""
     if setting.bits.activation == 32 or setting.method.activation is None:
         return None
     if scheme.input_range is None:
         raise ConfigError(f"{site.name}: quantizing the image to {setting.bits.activation} bits needs its range.")
     lowest, highest = scheme.input_range
+    if mixed:
+        lowest, highest = (min(lowest),), (max(highest),)
     return ImageGrid(setting.bits.activation, site, scheme.rounding(site), lowest=lowest, highest=highest)
 
 

@@ -49,7 +49,7 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
         ) from error
     try:
         # Two samples: batch normalization in training mode refuses one value per channel.
-        recorder.run(torch.empty(2, *input_shape, dtype=_dtype(graph), device="meta"))
+        recorder.run(torch.empty(2, *input_shape, dtype=input_dtype(graph), device="meta"))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -59,8 +59,8 @@ def record_shapes(graph: fx.GraphModule, input_shape: Shape) -> dict[str, Shape]
     return recorder.shapes
 
 
-def _dtype(graph: fx.GraphModule) -> torch.dtype:
-    """Whole numbers for what is looked up in a table, else float32."""
+def input_dtype(graph: fx.GraphModule) -> torch.dtype:
+    """Return what the network reads: whole numbers, where they are looked up in a table, else float32."""
     called = [node for node in graph.graph.nodes if node.op == "call_module"]
     looked_up = [node for node in called if isinstance(graph.get_submodule(str(node.target)), nn.Embedding)]
     return torch.long if any(node.args[0].op == "placeholder" for node in looked_up) else torch.float32

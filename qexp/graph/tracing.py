@@ -51,6 +51,8 @@ _PASSING_FUNCTIONS = {
     F.pad,
 }
 _PASSING_METHODS = {"flatten", "view", "reshape", "mean", "contiguous", "permute", "transpose", "chunk", "split"}
+_MIXING_FUNCTIONS = {torch.mean, torch.cat, torch.transpose, torch.chunk, torch.split, operator.getitem}
+_MIXING_METHODS = {"mean", "permute", "transpose", "chunk", "split"}
 _AVERAGING_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _AVERAGING_FUNCTIONS = {torch.mean, F.avg_pool2d, F.adaptive_avg_pool2d}
 _AVERAGING_METHODS = {"mean"}
@@ -66,10 +68,17 @@ _SITE = "relu_site"
 
 class _Tracer(fx.Tracer):
     stopped_in = ""  # the innermost module whose forward pass failed
+    stateful = False  # whether the network is called with a state that an earlier call returned
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = isinstance(m, (Quantizer, QuantConv2d, QuantLinear, Recurrence, ShiftBatchNorm))
         return own or super().is_leaf_module(m, module_qualified_name)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> Any:
+        """As fx's; but an argument beside the network's input, which nobody gives, is what it is by default."""
+        if kind == "placeholder" and args and len(self.graph.nodes) and not self.stateful:
+            return args[0]
+        return super().create_proxy(kind, target, args, kwargs, *others, **named)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -107,6 +116,7 @@ def _trace_once(model: nn.Module) -> fx.GraphModule:
         # Traced a second time, functional calls would forget which module made them, and sites be renamed.
         return fx.GraphModule(model, copy.deepcopy(model.graph))
     tracer = _Tracer()
+    tracer.stateful = getattr(model, "task", "") == "language_modelling"
     try:
         graph = tracer.trace(model)
     except Exception as error:  # fx lets through whatever the model's own code raises on a symbolic value
@@ -114,11 +124,11 @@ def _trace_once(model: nn.Module) -> fx.GraphModule:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{type(model).__name__} cannot be traced: '{where}' does not run on symbolic values ({reason}). "
-            "Its forward pass must not branch on data; quantizer=none runs it as it is."
+            "Its forward pass must not branch on data; qexp train quantizer=none runs it as it is."
         ) from error
     _follow_writes(model, graph)
     for node in graph.nodes:
-        if node.op == "call_module" and type(module := model.get_submodule(str(node.target))) in QUANTIZED_LAYERS:
+        if node.op == "call_module" and _has_quantized_form(module := model.get_submodule(str(node.target))):
             # By place, whatever the model's code does: hooks see only what is given so.
             given = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
             node.args, node.kwargs = given.args, given.kwargs
@@ -126,13 +136,14 @@ def _trace_once(model: nn.Module) -> fx.GraphModule:
 
 
 def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
-    """Let what reads a tensor after an in-place ReLU read the ReLU's result, which is what it sees.
+    """Let what reads a tensor after something wrote into it read the writer's result, which is what it sees.
 
-    The graph knows values, not memory: a quantizer in the ReLU's place would leave later readers the old value.
+    The graph knows values, not memory: a quantizer in an in-place ReLU's place would leave later readers the old
+    value, and what they read would pass for what was there before.
     """
     places = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if _writes_relu(model, node):
+        if _writes(model, node) and node.all_input_nodes:
             before = node.all_input_nodes[0]
             for user in list(before.users):
                 if places[user] > places[node]:
@@ -152,7 +163,7 @@ _VIEW_METHODS = {
 
 
 def _refuse_other_views(model: nn.Module, write: fx.Node, before: fx.Node, places: dict[fx.Node, int]) -> None:
-    """Raise ConfigError where what an in-place ReLU wrote is read, later on, under another name than its own."""
+    """Raise ConfigError where what `write` wrote is read, later on, under another name than its own."""
 
     def is_view(node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -175,27 +186,38 @@ def _refuse_other_views(model: nn.Module, write: fx.Node, before: fx.Node, place
                 queue.append(user)
     for view in views - {before}:
         if any(places[user] > places[write] for user in view.users):
+            where = write.target if write.op == "call_module" else inside(write, write.name)
             raise ConfigError(
-                f"{inside(write, 'relu') if write.op != 'call_module' else write.target}: this ReLU writes into a"
-                f" tensor that is read elsewhere as '{view.name}'; take one that is not in place."
+                f"{where}: it writes into a tensor that is read elsewhere as '{view.name}'; take a form that is"
+                " not in place."
             )
 
 
-def _writes_relu(model: nn.Module, node: fx.Node) -> bool:
+def _writes(model: nn.Module, node: fx.Node) -> bool:
+    """Say whether `node` writes its result into its first input."""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        return isinstance(module, RELU_MODULES) and bool(getattr(module, "inplace", False))
+        return getattr(module, "inplace", False) is True
     if node.op == "call_method":
-        return node.target == "relu_"
-    in_place = node.kwargs.get("inplace") is True or node.args[1:] == (True,)
-    return node.op == "call_function" and (
-        node.target in (F.relu_, torch.relu_) or (node.target in (F.relu, F.relu6) and in_place)
-    )
+        return _in_place(str(node.target))
+    if node.op != "call_function":
+        return False
+    by_place = node.target in (F.relu, F.relu6) and node.args[1:] == (True,)
+    return by_place or node.kwargs.get("inplace") is True or _in_place(getattr(node.target, "__name__", ""))
+
+
+def _in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
 
 
 def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether `node` calls a layer that has a quantized form."""
-    return node.op == "call_module" and type(graph.get_submodule(str(node.target))) in QUANTIZED_LAYERS
+    return node.op == "call_module" and _has_quantized_form(graph.get_submodule(str(node.target)))
+
+
+def _has_quantized_form(module: nn.Module) -> bool:
+    # A weight that hooks compute before each call (torch.nn.utils.spectral_norm) is none that can be replaced.
+    return type(module) in QUANTIZED_LAYERS and isinstance(module.weight, nn.Parameter)
 
 
 def layer_calls(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:
@@ -289,7 +311,13 @@ def input_node(node: fx.Node) -> fx.Node:
 
 
 def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return _calls(graph, node, _PASSING_MODULES, _PASSING_FUNCTIONS, _PASSING_METHODS)
+    """Say whether what `node` hands on is no more and no less than its inputs' values, or zeros beside them."""
+    return _calls(graph, node, _PASSING_MODULES, _PASSING_FUNCTIONS, _PASSING_METHODS) and not _takes_away(node)
+
+
+def keeps_order(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the channels, flattened or not, come out of `node` in the order in which they went in."""
+    return _passes(graph, node) and not _calls(graph, node, (), _MIXING_FUNCTIONS, _MIXING_METHODS)
 
 
 def keeps_levels(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -340,7 +368,7 @@ def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:
 
 
 def _takes_away(node: fx.Node) -> bool:
-    """Say whether a sum is a difference (alpha below 0), or a border is below zero, as far as can be seen."""
+    """Say whether a sum is a difference (alpha below 0), or a border may be below zero, as far as can be seen."""
     given: list[Any] = [node.kwargs.get("alpha")]
     if node.target is F.pad:
         given += [node.kwargs.get("value"), *node.args[3:]]

@@ -15,6 +15,7 @@ from qexp.data.base import DataSource
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
 from qexp.lit import cpu, world
+from qexp.lit.losses import class_scores
 
 TOP5_CLASSES = 100
 """The fewest classes for which top-5 accuracy is reported; with ten of them it says next to nothing."""
@@ -113,7 +114,7 @@ def measure(network: nn.Module, batches: Batches, device: torch.device) -> dict[
         for images, labels in batches:
             if not len(labels):  # of a last batch with fewer samples than processes
                 continue
-            found = sums(network(images), labels)
+            found = sums(class_scores(network(images)), labels)
             here = torch.tensor([float(len(labels)) * (name in found) for name in names], dtype=torch.float64)
             none = torch.zeros_like(found["loss"])
             totals += torch.stack([torch.stack([found.get(name, none) for name in names]), here.to(device)])

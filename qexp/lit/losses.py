@@ -8,6 +8,18 @@ from torch import Tensor
 from qexp.errors import ConfigError
 
 
+def class_scores(answer: object) -> Tensor:
+    """Return what a network answered, one score a class: (N, classes).
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if isinstance(answer, Tensor) and answer.dim() == 2:
+        return answer
+    found = f"a tensor of {answer.dim()} axes" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    raise ConfigError(f"the network answers with {found}; a classifier answers with one tensor (N, classes).")
+
+
 def squared_hinge(scores: Tensor, labels: Tensor) -> Tensor:
     """Return the mean over samples and classes of max(0, 1 - t y)^2, t = +1 for the label and -1 for the others.
 

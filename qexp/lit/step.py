@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qexp.lit.losses import distillation_loss, supervised_loss
+from qexp.lit.losses import class_scores, distillation_loss, supervised_loss
 from qexp.quantizers.base import Quantizer
 
 STATISTICS = ("loss", "correct", "penalty")
@@ -45,12 +45,12 @@ def classification_step(
     Returns:
         The scalar loss, and `STATISTICS` (3,) in float32, detached.
     """
-    logits = network(images).float()
+    logits = class_scores(network(images)).float()
     data_loss = supervised_loss(logits, labels, loss_name, label_smoothing)
     taught = None
     if teacher is not None:
         with torch.no_grad():
-            wanted = teacher(images).float()
+            wanted = class_scores(teacher(images)).float()
         taught = distillation * distillation_loss(logits, wanted, temperature)
     return objective(logits, labels, data_loss, quantizers, penalized, lambda_alpha, taught)
 

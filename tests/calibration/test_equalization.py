@@ -145,3 +145,27 @@ def test_tied_layers_are_left_alone():
     done = equalize(folding)
     assert done.pairs == (("6", "8"),)
     assert (done.folding.model(IMAGES) - before).abs().max() < 1e-12 * before.abs().max()
+
+
+class Shared(nn.Module):
+    """One ReLU6, called between the layers of a pair and once more, where its end at 6 counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU6()
+
+    def forward(self, x):
+        return self.act(self.b(self.act(self.a(x))))
+
+
+@torch.no_grad()
+def test_a_relu6_ends_at_6_wherever_it_is_not_between_a_pair():
+    torch.manual_seed(0)
+    model = Shared().double().eval()
+    model.b.weight.mul_(20)
+    done = equalize(fold_batch_norm(model))
+    assert done.pairs == (("a", "b"),) and done.unclipped == ("act",)
+    x = 3 * IMAGES
+    expected = nn.functional.relu6(model.b(nn.functional.relu(model.a(x))))
+    assert (expected == 6).any()
+    torch.testing.assert_close(done.folding.model(x), expected)

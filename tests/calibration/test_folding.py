@@ -414,3 +414,13 @@ def test_a_folded_network_runs_quantized() -> None:
     quantized = quantize_model(make_plan(copy.deepcopy(folding.model), scheme(ends=(8, 8)), shape))
     assert quantized(images(2, *shape).float()).shape == (2, 7)
     assert norms(quantized) == [name for name, _ in folding.kept]
+
+
+def test_a_norm_of_a_sequences_steps_is_not_folded() -> None:
+    model = unsettled(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    assert fold_batch_norm(model, input_shape=(4,)).folded == (("1", "0"),)
+    folding = fold_batch_norm(model, input_shape=(4, 4))
+    assert [reason for _, reason in folding.kept] == [
+        "it normalizes the steps of a sequence, not the output channels of Linear '0'"
+    ]
+    assert difference(model, folding, images(3, 4, 4)) < 1e-6

@@ -426,6 +426,17 @@ def test_kl_takes_the_level_of_least_divergence(bits: int, site: Site) -> None:
     assert low == (-high if site.signed else 0.0)
 
 
+@BOTH_SITES
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+def test_kl_keeps_values_that_stay_away_from_zero(bits: int, site: Site) -> None:
+    if bits - site.signed < 2:
+        pytest.skip("one step above zero")
+    x = 0.5 + sample("uniform") / 2
+    for values in (x, sample("uniform", 100) + 0.3, torch.sigmoid(2 + sample("gauss"))):
+        observed = torch.cat([values, -values]) if site.signed else values
+        assert seen(KL(bits, site), observed)[1] >= values.median()
+
+
 def test_kl_clips_a_tail_at_few_bits_and_keeps_a_uniform_whole() -> None:
     x = sample("laplace", 100_000)
     levels = [seen(KL(bits, SIGNED), x)[1] for bits in (3, 4, 8)]

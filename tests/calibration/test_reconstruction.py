@@ -15,7 +15,7 @@ from qexp.calibration.observers import MinMax
 from qexp.calibration.reconstruction import learn_roundings, search
 from qexp.convert import quantize_model
 from qexp.errors import ConfigError
-from qexp.graph.plan import make_plan
+from qexp.graph.plan import LayerPlan, make_plan
 from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.graph.tracing import trace
 from qexp.ops.soft_rounding import annealed, inverse, rectified_sigmoid, rounding_penalty
@@ -226,6 +226,23 @@ def test_every_call_of_a_layer_is_seen_and_a_tied_one_keeps_its_weights():
     moved = (twin.weight(model.twin.weight) - whole) / twin.weight.step
     assert (moved.round() - moved).abs().max() < 1e-5
     assert moved.min() > -0.5 and moved.max() < 1.5, "up or down from the float weights"
+
+
+def test_what_follows_a_call_writes_into_no_target():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 3, 1), nn.Hardswish(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.conv(self.act(self.conv(x))))
+
+    model, images = Twice().eval(), torch.randn(8, *SHAPE)
+    layer = LayerPlan("conv", "Conv2d", (3, 3, 1, 1), SHAPE, SHAPE)
+    with torch.no_grad():
+        first = model.conv(images)
+        targets = reconstruction._outputs(model, layer, 2, images)
+        torch.testing.assert_close(targets, torch.cat([first, model.conv(nn.functional.hardswish(first))]))
 
 
 def first_gradient(monkeypatch, layer, inputs, targets, act, **settings):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.convert import quantize_model
@@ -329,3 +331,58 @@ def test_a_layer_behind_an_average_is_said_to_read_between_the_levels(pool: nn.M
     layer = plan_of(model, scheme(ends=(4, 4)), (3, 8, 8)).layers[-1]
     assert (layer.note == "input (averaged: between the levels)") == said
     assert layer.activation_bits == 4
+
+
+class Written(nn.Module):
+    """A shift written in place, with and without another name on what it writes into."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.named, self.conv = named, nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = z = self.conv(x)
+        y += 1.0
+        return z if self.named else y
+
+
+def test_a_graph_that_computes_something_else_is_refused() -> None:
+    plan_of(Written(named=False), scheme())
+    with pytest.raises(ConfigError, match=r"Written does not compute what its traced graph computes"):
+        plan_of(Written(named=True), scheme())
+
+
+class Arranged(nn.Module):
+    """Reads the image by channels, by patches, by pixels, in part or averaged."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor], features: int) -> None:
+        super().__init__()
+        self.how = how
+        self.fc: nn.Module = nn.Linear(features, 4) if features > 3 else nn.Conv2d(features, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.how(x))
+
+
+PATCHES = {
+    "flat": (lambda x: x.flatten(1), 192, 3),
+    "pooled": (lambda x: F.avg_pool2d(x, 2).reshape(-1, 48), 48, 3),
+    "pixels": (lambda x: x.permute(0, 2, 3, 1).flatten(1), 192, 1),
+    "patches": (lambda x: x.unfold(2, 4, 4).permute(0, 2, 3, 4, 1).reshape(-1, 4, 48), 48, None),
+    "rows": (lambda x: x.reshape(-1, 3, 64).transpose(1, 2).reshape(-1, 24, 8), 8, 1),
+    "one channel": (lambda x: x[:, :1], 1, 1),
+    "grey": (lambda x: x.mean(1, keepdim=True), 1, 1),
+    "doubled": (lambda x: torch.cat([x, x[:, :1]], 1)[:, 1:], 3, 1),
+}
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_the_images_grid_goes_by_channel_only_where_channels_are_where_they_were(name: str) -> None:
+    how, features, values = PATCHES[name]
+    ends = ((-2.0, -1.0, -0.5), (2.5, 1.0, 0.25))  # black and white, of three channels
+    quantizer = plan_of(Arranged(how, features), scheme(ends=(8, 8), input_range=ends)).layers[0].input
+    assert isinstance(quantizer, ImageGrid) == (values is not None)
+    if isinstance(quantizer, ImageGrid):
+        assert quantizer.lowest.unique().numel() == values
+        x = how(torch.tensor(ends).reshape(2, 3, 1, 1).expand(2, 3, 8, 8))
+        assert (quantizer(x) - x).abs().max() <= 4.5 / 255 / 2 + 1e-6

@@ -308,7 +308,7 @@ class WritesAView(nn.Module):
 
 @pytest.mark.parametrize("kind", ["part", "alias"])
 def test_an_in_place_relu_that_is_read_under_another_name_is_refused(kind: str) -> None:
-    with pytest.raises(ConfigError, match="this ReLU writes into a tensor that is read elsewhere"):
+    with pytest.raises(ConfigError, match="it writes into a tensor that is read elsewhere"):
         trace(WritesAView(kind))
 
 
@@ -331,3 +331,56 @@ def test_other_in_place_relus_are_not(model: nn.Module) -> None:
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         assert torch.allclose(trace(model.eval())[0](x), model(x))
+
+
+class Lowered(nn.Module):
+    """What a layer reads was never negative when it was made, and is written into before it is read."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv, self.last, self.swish = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Hardswish(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x))
+        if self.kind == "method":
+            y.sub_(0.5)
+        elif self.kind == "module":
+            self.swish(y)
+        elif self.kind == "function":
+            F.elu(y, 1.0, True)
+            F.threshold(y, 0.1, -1.0, inplace=True)
+        elif self.kind == "border":
+            return self.last(F.pad(y, (1, 1, 1, 1), value=-1.0))
+        return self.last(y)
+
+
+@pytest.mark.parametrize("kind", ["method", "module", "function", "border", "nothing"])
+def test_a_layers_input_is_what_was_last_written_into_it(kind: str) -> None:
+    (graph,) = trace(Lowered(kind).eval())
+    made = list(sources(graph, layer_calls(graph)["last"][0]))
+    assert [nonnegative(graph, node) for node in made] == [kind == "nothing"]
+
+
+class Optional(nn.Module):
+    """Arguments beside the input, which nobody gives, and a layer whose weights a hook computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.normed = nn.utils.spectral_norm(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, features: bool = False) -> Tensor:
+        y = self.conv(x)
+        if mask is not None:
+            y = y * mask
+        return y if features else self.normed(y) * scale
+
+
+def test_arguments_that_nobody_gives_are_their_defaults() -> None:
+    model = Optional().eval()
+    (graph,) = trace(model)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(graph(x), model(x))
+    assert [node.name for node in graph.graph.nodes if node.op == "placeholder"] == ["x"]
+    assert list(layer_calls(graph)) == ["conv"], "spectral_norm's weights are computed anew at each call"
