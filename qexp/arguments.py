@@ -46,6 +46,8 @@ def check_arguments(
     if not any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
         unknown = [key for key in (*given, *extra) if key not in named]
         if unknown:
+            if unknown[0] in extra:  # a class of the user's own
+                raise ConfigError(f"{name} takes no '{unknown[0]}': it is called with {', '.join(extra)} too.")
             away = " ".join(f"~{path}.{key}" for key in unknown if path and key in given)
             raise ConfigError(
                 f"{name} takes no {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], named)}"

@@ -1,4 +1,4 @@
-"""The README's method of three files, taken from the README itself, outside the repository and without an edit."""
+"""The README's method and network, taken from the README itself, outside the repository and without an edit."""
 
 import csv
 import importlib
@@ -52,7 +52,7 @@ class Wide(LSQ):
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the two files that the README prints, and a third that widens the first."""
     blocks = re.findall(r"`mine/([\w/.]+)`\n\n```\w+\n(.*?)```", README.read_text(), re.DOTALL)
-    assert {name for name, _ in blocks} == {"my_lsq.py", "quantizer/my_lsq.yaml"}
+    assert {name for name, _ in blocks} == {"my_lsq.py", "quantizer/my_lsq.yaml", "my_net.py", "model/my_net.yaml"}
     for name, text in blocks:
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(build.PLUGINS_VARIABLE, "")
     monkeypatch.syspath_prepend(str(tmp_path / "mine"))
-    for module in ("my_lsq", "wide"):
+    for module in ("my_lsq", "wide", "my_net"):
         sys.modules.pop(module, None)
     return tmp_path / "mine"
 
@@ -122,3 +122,19 @@ def test_everything_a_method_may_ask_for_is_honoured(mine: Path, compiled: bool)
     errors = sum(float(quantizer.error) for quantizer in made)
     assert errors > 0
     assert found["train_penalty"] > 0  # the auxiliary losses, and nothing else: LSQ has no clip levels to penalize
+
+
+def test_a_network_of_ones_own_trains(mine: Path) -> None:
+    words = [
+        "--config-dir",
+        str(mine),
+        "--plugin",
+        "my_net",
+        "model=my_net",
+        "model.width=4",
+        "bits=4",
+        "epochs=1",
+    ]
+    assert main("train", [*words, "dataset.train_samples=256"]) == 0
+    found = metrics(mine.parent)
+    assert found["alpha/relu"] > 0 and found["alpha/relu_1"] > 0

@@ -61,18 +61,19 @@ class Case:
             "mac_density": round(mac_density(width), 3),
             "bound_by": self.answer.bound,
             "waiting_share": round(self.answer.wait_share, 4),
-            "weights_mb": round(self.answer.weight_bytes / 1e6, 4),
-            "traffic_mb": round(self.answer.traffic / 1e6, 4),
+            "weights_mb": round(self.answer.weight_bytes / 1e6, 6),
+            "traffic_mb": round(self.answer.traffic / 1e6, 6),
         }
 
     def row(self) -> dict[str, str]:
         """Return the line as text."""
         record = self.record()
-        digits = {"speed_up": 2, "peak_tops": 1, "mac_area": 2, "mac_density": 2, "weights_mb": 2, "traffic_mb": 2}
+        digits = {"speed_up": 2, "peak_tops": 1, "mac_area": 2, "mac_density": 2}
         return {
             **{key: str(value) for key, value in record.items()},
             **{key: f"{record[key]:.{places}f}" for key, places in digits.items()},
             **{key: f"{record[key]:g}" for key in ("bandwidth_gb_s", "memory_mb")},
+            **{key: f"{record[key]:.3g}" for key in ("weights_mb", "traffic_mb")},
             "images_per_s": f"{self.answer.throughput:,.0f}"
             if self.answer.throughput >= 100
             else f"{self.answer.throughput:.3g}",

@@ -171,7 +171,7 @@ _PLAN: dict[str, Callable[[dict[str, Any]], str]] = {
     "kind": lambda row: str(row["kind"]),
     "weights": lambda row: str(row["weight"]),
     "W": lambda row: str(row["weight_bits"]),
-    "activation in": lambda row: str(row["activation"]),
+    "input": lambda row: str(row["activation"]),
     "A": lambda row: str(row["activation_bits"]),
     "scope": lambda row: str(row["scope"]),
     "sign": lambda row: "" if row["activation"] == "float" else "±" if row["signed"] else "+",

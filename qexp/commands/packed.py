@@ -58,7 +58,11 @@ def _refuse(engine: Engine, *, fallback: bool) -> None:
     """
     reasons = "; ".join(f"{name} ({why})" for name, why in engine.left)
     if engine.left and not (fallback and engine.layers):
-        way = "engine.fallback=true leaves them fake-quantized" if engine.layers else "nothing is left for bits"
+        way = (
+            "engine.fallback=true leaves them as they were trained"
+            if engine.layers
+            else "nothing is left for bits"
+        )
         raise ConfigError(f"engine=xnor: cannot run on bits: {reasons}; {way}.")
     for name, why in engine.left:
         print(f"{name}: fake-quantized, {why}")

@@ -13,7 +13,7 @@ from qexp.published import Artefact
 from qexp.report.dots import MEASURED, PUBLISHED, Dots, dots_figure
 from qexp.report.numbers import is_share
 from qexp.report.style import INK, caption, categorical, styled
-from qexp.report.verdicts import Entry, entries, obtained
+from qexp.report.verdicts import Entry, departures, entries, obtained
 from qexp.runs import Run
 
 
@@ -30,7 +30,7 @@ def cells_figure(artefact: Artefact, runs: Sequence[Run], only: str = "") -> Fig
     panels = len({entry.cell.row for entry in shown}) if len(columns) > 1 else 1
     several = 1 < panels <= MOST_PANELS
     text = f"Published: {artefact.source}. Measured: mean, 95% interval from n = 3 on."
-    dots = [_dots(entry, several=several, factor=_factor(artefact)) for entry in shown]
+    dots = [_dots(entry, _apart(entry, shown), several=several, factor=_factor(artefact)) for entry in shown]
     return dots_figure(f"{artefact.full_name}: {artefact.title}", dots, _unit(artefact), text)
 
 
@@ -38,9 +38,21 @@ MOST_PANELS = 8
 """Rows of a table that get a panel each; those of a longer one stand in one panel, with their names."""
 
 
-def _dots(entry: Entry, *, several: bool, factor: float) -> Dots:
+def _apart(entry: Entry, shown: Sequence[Entry]) -> str:
+    """Return what tells an entry's runs from the other runs of its cell; nothing where there are no others."""
+    of_cell = [
+        departures(one.cell, one.group) for one in shown if one.cell is entry.cell and one.group is not None
+    ]
+    if len(of_cell) < 2 or entry.group is None:
+        return ""
+    own = [said for said in departures(entry.cell, entry.group) if not all(said in said_of for said_of in of_cell)]
+    return "; ".join(own) or "the paper's recipe"
+
+
+def _dots(entry: Entry, apart: str, *, several: bool, factor: float) -> Dots:
     cell, summary, group = entry.cell, entry.measured, entry.group
     label = (cell.column if several else " ".join(filter(None, [cell.row, cell.column]))) + obtained(cell)
+    label += f": {apart}" if apart else ""
     return Dots(
         group=cell.row if several else "",
         label=label,

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qexp import cli
-from qexp.commands import cost, explain, plot, table
+from qexp.build import build
+from qexp.commands import cost, explain, plot, ptq, table
+from qexp.commands.network import build_float
+from qexp.config import parse
 from qexp.errors import ConfigError
+from qexp.hardware.energy import ACCESS_BYTES, DRAM_PJ
 from qexp.published import load_artefact
 
-from ..composing import configured
+from ..composing import compose, configured
 
 
 def records(text: str) -> list[dict[str, str]]:
@@ -175,6 +180,43 @@ def test_the_energy_table_names_its_network(
 ) -> None:
     assert cost.main(["--energy", *words]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{network}: memory and energy for one sample"
+
+
+def test_weights_are_read_as_they_are_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    """PWLQ's multiplier takes 4 bits, and its memory holds 5 of each weight."""
+    assert cost.main(["--energy", "quantizer=pwlq", "bits=4", "--format", "csv"]) == 0
+    lines = records(capsys.readouterr().out)
+    assert len(lines) > 2
+    for line in lines:
+        least, most = (float(value) for value in line["weights"].split(" to "))
+        accesses = int(line["bytes"]) / ACCESS_BYTES
+        assert (least, most) == pytest.approx([accesses * each / 1e6 for each in DRAM_PJ], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "bits"),
+    [
+        (["quantizer=none"], 32),
+        (["quantizer=pwlq", "bits=4", "calibration.bias_correction=analytic"], 5),
+        (["quantizer=omse", "bits=2", "quantizer.weight.dual_above=0.0", "calibration.equalize=true"], 4),
+    ],
+)
+def test_a_run_that_was_quantized_after_training_is_counted_as_it_is_stored(
+    words: list[str], bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its batch norms are folded, and what a weight takes may be known since it was fitted."""
+    network = ["model=resnet20_v1", "model.depth=8", "model.width=4", "dataset=digits"]
+    config = configured(*network, "quantizer=none")
+    torch.save(build_float(config, build(config.dataset)).state_dict(), tmp_path / "float.pth")
+    words = [*network, *words, "calibration.samples=8", f"model.weights={tmp_path / 'float.pth'}"]
+    plain = compose(*words, f"output_dir={tmp_path}", "trainer.threads=1", command="ptq")
+    plain["names"] = {"model": "resnet8", "dataset": "digits", "quantizer": words[4].partition("=")[2]}
+    record = ptq.run(parse(plain))
+    capsys.readouterr()
+    assert cost.main(["--energy", record["path"], "--format", "csv"]) == 0
+    *layers, _ = records(capsys.readouterr().out)
+    assert len(layers) == 8
+    assert [round(32 / float(line["times"])) for line in layers] == [bits] * 8
 
 
 def test_the_hardware_table_of_pwlq(capsys: pytest.CaptureFixture[str]) -> None:

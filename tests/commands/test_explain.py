@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from qexp.commands import explain
 
@@ -132,3 +134,16 @@ def test_batch_norms_that_cannot_be_folded_are_in_the_plan_of_a_calibrated_netwo
     assert whole == {norm["name"] for norm in norms}
     printed = capsys.readouterr().out
     assert all(f"not folded, a float affine of each channel: {name} (" in printed for name in whole)
+
+
+def test_a_narrow_screen_breaks_no_name_and_no_number(resnet18: dict[str, Any]) -> None:
+    for width, tables in ((79, 2), (200, 1)):
+        console = Console(width=width, file=io.StringIO())
+        explain._print_layers(console, resnet18["layers"])
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, text.splitlines())) <= width
+        words = text.split()
+        for row in resnet18["layers"]:
+            assert words.count(row["name"].rstrip(",")) >= tables
+            assert f"{row['bit_operations']:,}" in words
+        assert "float:" in words or tables == 1
