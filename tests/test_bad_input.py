@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from qexp import hydra_app
+from qexp.build import PLUGINS_VARIABLE
 
 from .composing import compose
 
@@ -100,3 +101,41 @@ def test_a_saved_run_passes_the_same_gate(
     for command in ("eval", "explain"):
         assert hydra_app.main(command, [str(tmp_path)]) == 2
         assert f"_target_={target}: refused" in capsys.readouterr().err
+
+
+TWO_ANSWERS = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, *, input_shape, num_classes):
+        super().__init__()
+        self.flat, self.fc = nn.Flatten(), nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        x = self.flat(x)
+        return {"scores": self.fc(x), "features": x}
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["quantizer=none"]])
+def test_a_classifier_of_several_answers_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "two_answers.py").write_text(TWO_ANSWERS)
+    (tmp_path / "mine" / "model" / "two.yaml").write_text("_target_: two_answers.Net\nweights: null\n")
+    monkeypatch.setenv(PLUGINS_VARIABLE, "")
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    typed = [
+        "--config-dir",
+        str(tmp_path / "mine"),
+        "--plugin",
+        "two_answers",
+        "model=two",
+        f"output_dir={tmp_path}",
+    ]
+    assert hydra_app.main("train", [*typed, "trainer.progress=false", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("a classifier answers with one tensor (N, classes)") == 1
+    assert "Traceback" not in said

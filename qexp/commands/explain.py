@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qexp.build import build
 from qexp.calibration.folding import fold_batch_norm
@@ -198,7 +199,7 @@ def _print_layers(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         if row["note"]:
             notes.setdefault(row["note"], []).append(row["name"])
     for note, names in notes.items():
-        console.print(f"stays float: {note}, of {', '.join(names)}")
+        console.print(f"stays float of {', '.join(names)}: {note}", markup=False)
 
 
 def _layer_table(
@@ -208,7 +209,7 @@ def _layer_table(
     for name in columns:
         table.add_column(name, justify="right" if name in {"W", "A", *_COSTS} else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(text(row) for text in columns.values()))
+        table.add_row(*(Text(text(row)) for text in columns.values()))
     return table
 
 
@@ -228,5 +229,5 @@ def _site_table(report: dict[str, Any]) -> Table:
             shape,
             ", ".join(site["feeds"]),
         )
-        table.add_row(*values)
+        table.add_row(*map(Text, values))
     return table

@@ -82,8 +82,16 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
         return build_float(config, source)
     model = build_float(config, source)
     plan = make_plan(model, scheme(config, source), source.shape)
+    _require_scores(plan.graphs[-1], source)
     _require_rounding(config, plan)
     return quantize_model(plan, _gradient(config))
+
+
+def _require_scores(graph: fx.GraphModule, source: DataSource) -> None:
+    """Refuse a classifier that answers with several tensors, before any time is spent."""
+    answer = next(node.args[0] for node in graph.graph.nodes if node.op == "output")
+    if source.task == "classification" and not isinstance(answer, fx.Node):
+        class_scores(answer)
 
 
 def _require_rounding(config: Config, plan: Plan) -> None:
@@ -169,9 +177,7 @@ def calibrated_network(config: Config, source: DataSource) -> AfterTraining:
     settings = config.calibration
     assert settings is not None  # the caller has looked
     folding = fold_batch_norm(build_float(config, source).eval(), settings.fold, source.shape)
-    answer = next(node.args[0] for node in folding.model.graph.nodes if node.op == "output")
-    if source.task == "classification" and not isinstance(answer, fx.Node):  # before any time is spent
-        class_scores(answer)
+    _require_scores(folding.model, source)
     if not config.quantized:
         return AfterTraining(folding, None)
     equalized = equalize(folding) if config.equalize else None

@@ -13,9 +13,9 @@ from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, site_set
 from qexp.graph.shapes import Shape, record_shapes
 from qexp.graph.tracing import (
     consumers,
+    image_channels,
     input_node,
     keeps_levels,
-    keeps_order,
     layer_calls,
     nonnegative,
     relu_sites,
@@ -162,11 +162,10 @@ def _plan_layers(
         )
         site = Site(name, "weight", plan.weight_shape)
         plan.weight = _make(setting.method.weight, setting.bits.weight, site, scheme)
-        averaged, reordered = (
-            any(source not in made_by for call in calls for source in sources(graph, call, keeps))
-            for keeps in (keeps_levels, keeps_order)
-        )
-        _plan_input(plan, graph, made_by, setting, scheme, sites, averaged=averaged, reordered=reordered)
+        averaged = any(source not in made_by for call in calls for source in sources(graph, call, keeps_levels))
+        image = all(source.op == "placeholder" for source in made_by)  # beside features it is one of them
+        mixed = image and not all(image_channels(graph, shapes, call) for call in calls)
+        _plan_input(plan, graph, made_by, setting, scheme, sites, averaged=averaged, image=image, mixed=mixed)
         planned[name] = plan
     return planned
 
@@ -180,7 +179,8 @@ def _plan_input(
     sites: dict[str, SitePlan],
     *,
     averaged: bool,
-    reordered: bool,
+    image: bool,
+    mixed: bool,
 ) -> None:
     """Give the layer an input quantizer where nothing before it quantizes, and note what stays float and why."""
     signed = not all(nonnegative(graph, source) for source in made_by)
@@ -188,8 +188,7 @@ def _plan_input(
     shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
     site = Site(f"{plan.name}.input", "input", shape, signed=signed)
     by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by))
-    if all(source.op == "placeholder" for source in made_by):  # the image beside features is one of them
-        mixed = reordered or (plan.kind != "Conv2d" and len(plan.input_shape) > 1)
+    if image:
         plan.input = _image_grid(setting, site, scheme, mixed=mixed)
     elif not by_relus:
         plan.input = _make(setting.method.activation, setting.bits.activation, site, scheme, setting.scope)

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,8 +51,10 @@ _PASSING_FUNCTIONS = {
     F.pad,
 }
 _PASSING_METHODS = {"flatten", "view", "reshape", "mean", "contiguous", "permute", "transpose", "chunk", "split"}
-_MIXING_FUNCTIONS = {torch.mean, torch.cat, torch.transpose, torch.chunk, torch.split, operator.getitem}
-_MIXING_METHODS = {"mean", "permute", "transpose", "chunk", "split"}
+_ROUTING_FUNCTIONS = {torch.mean, torch.cat, torch.transpose, torch.chunk, torch.split, operator.getitem}
+_ROUTING_METHODS = {"mean", "permute", "transpose", "chunk", "split"}
+_RESHAPING_FUNCTIONS = {torch.reshape}
+_RESHAPING_METHODS = {"view", "reshape"}
 _AVERAGING_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _AVERAGING_FUNCTIONS = {torch.mean, F.avg_pool2d, F.adaptive_avg_pool2d}
 _AVERAGING_METHODS = {"mean"}
@@ -184,6 +186,8 @@ def _refuse_other_views(model: nn.Module, write: fx.Node, before: fx.Node, place
             if places[user] < places[write] and is_view(user) and user.all_input_nodes[0] is seen:
                 views.add(user)
                 queue.append(user)
+    if not is_relu(model, write) and not nonnegative(model, base):
+        return  # it stays where it is, and nobody counts on what was there before
     for view in views - {before}:
         if any(places[user] > places[write] for user in view.users):
             where = write.target if write.op == "call_module" else inside(write, write.name)
@@ -200,10 +204,9 @@ def _writes(model: nn.Module, node: fx.Node) -> bool:
         return getattr(module, "inplace", False) is True
     if node.op == "call_method":
         return _in_place(str(node.target))
-    if node.op != "call_function":
+    if node.op != "call_function" or getattr(node.target, "__module__", "") == "_operator":  # and_ and or_ do not
         return False
-    by_place = node.target in (F.relu, F.relu6) and node.args[1:] == (True,)
-    return by_place or node.kwargs.get("inplace") is True or _in_place(getattr(node.target, "__name__", ""))
+    return node.kwargs.get("inplace") is True or _in_place(getattr(node.target, "__name__", ""))
 
 
 def _in_place(name: str) -> bool:
@@ -229,13 +232,13 @@ def layer_calls(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:
     return calls
 
 
-def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+def is_relu(graph: nn.Module, node: fx.Node) -> bool:
     """Say whether `node` is a ReLU or ReLU6, be it a module, a function or a tensor method."""
     return _calls(graph, node, RELU_MODULES, RELU_FUNCTIONS, RELU_METHODS)
 
 
 def _calls(
-    graph: fx.GraphModule,
+    graph: nn.Module,
     node: fx.Node,
     modules: tuple[type[nn.Module], ...],
     functions: Collection[Any],
@@ -310,14 +313,32 @@ def input_node(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
+def _passes(graph: nn.Module, node: fx.Node) -> bool:
     """Say whether what `node` hands on is no more and no less than its inputs' values, or zeros beside them."""
-    return _calls(graph, node, _PASSING_MODULES, _PASSING_FUNCTIONS, _PASSING_METHODS) and not _takes_away(node)
+    passing = _calls(graph, node, _PASSING_MODULES, _PASSING_FUNCTIONS, _PASSING_METHODS)
+    return passing and not (node.target is F.pad and any(value not in (None, 0) for value in _borders(node)))
 
 
-def keeps_order(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the channels, flattened or not, come out of `node` in the order in which they went in."""
-    return _passes(graph, node) and not _calls(graph, node, (), _MIXING_FUNCTIONS, _MIXING_METHODS)
+def image_channels(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], call: fx.Node) -> bool:
+    """Say whether a layer reads the network's input with its channels where they were, flattened or not.
+
+    Args:
+        shapes: of one sample at every node, by name.
+    """
+    node = input_node(call)
+    while node.op != "placeholder":
+        if not _passes(graph, node) or _calls(graph, node, (), _ROUTING_FUNCTIONS, _ROUTING_METHODS):
+            return False
+        before = input_node(node)
+        here, there = shapes[node.name], shapes[before.name]
+        moved = _calls(graph, node, (), _RESHAPING_FUNCTIONS, _RESHAPING_METHODS) or len(here) != len(there)
+        if len(here) == 1 or moved:  # as many values of a sample, all in a row, or in as many channels
+            if math.prod(here) != math.prod(there) or (len(here) > 1 and here[0] != there[0]):
+                return False
+        elif here[0] != there[0]:
+            return False
+        node = before
+    return True
 
 
 def keeps_levels(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -368,14 +389,17 @@ def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:
 
 
 def _takes_away(node: fx.Node) -> bool:
-    """Say whether a sum is a difference (alpha below 0), or a border may be below zero, as far as can be seen."""
-    given: list[Any] = [node.kwargs.get("alpha")]
-    if node.target is F.pad:
-        given += [node.kwargs.get("value"), *node.args[3:]]
-    return any(value is not None and (isinstance(value, fx.Node) or value < 0) for value in given)
+    """Say whether a sum is a difference (alpha below 0), as far as can be seen."""
+    alpha: Any = node.kwargs.get("alpha")
+    return alpha is not None and (isinstance(alpha, fx.Node) or alpha < 0)
 
 
-def nonnegative(graph: fx.GraphModule, node: fx.Node) -> bool:
+def _borders(node: fx.Node) -> list[Any]:
+    """Return the values that a padding may set, where it is given any."""
+    return [node.kwargs.get("value"), *node.args[3:]]
+
+
+def nonnegative(graph: nn.Module, node: fx.Node) -> bool:
     """Say whether the values of `node` can be shown never to be negative."""
     if is_relu(graph, node) or _calls(graph, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS):
         return True

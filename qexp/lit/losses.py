@@ -16,8 +16,8 @@ def class_scores(answer: object) -> Tensor:
     """
     if isinstance(answer, Tensor) and answer.dim() == 2:
         return answer
-    found = f"a tensor of {answer.dim()} axes" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-    raise ConfigError(f"the network answers with {found}; a classifier answers with one tensor (N, classes).")
+    found = f"a tensor of {answer.dim()} axes" if isinstance(answer, Tensor) else "something else"
+    raise ConfigError(f"a classifier answers with one tensor (N, classes); this network answers with {found}.")
 
 
 def squared_hinge(scores: Tensor, labels: Tensor) -> Tensor:

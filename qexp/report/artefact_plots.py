@@ -46,7 +46,7 @@ def _apart(entry: Entry, shown: Sequence[Entry]) -> str:
     if len(of_cell) < 2 or entry.group is None:
         return ""
     own = [said for said in departures(entry.cell, entry.group) if not all(said in said_of for said_of in of_cell)]
-    return "; ".join(own) or "the paper's recipe"
+    return "; ".join(own)
 
 
 def _dots(entry: Entry, apart: str, *, several: bool, factor: float) -> Dots:

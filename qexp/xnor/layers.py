@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qexp.errors import ConfigError
-from qexp.layers.quantized import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, QuantLinear, float_output
 from qexp.quantizers.image import ImageGrid
 from qexp.xnor.grids import ROUNDED, Grid, grid_of, one_step
 from qexp.xnor.packing import pack_planes
@@ -121,16 +121,21 @@ class IntegerLayer(nn.Module):
     def outputs_off(self, x: Tensor, output: Tensor) -> int:
         """Return how many outputs on bits for an input `x` are not what the float layer made of it.
 
-        That layer adds n rounded products and a bias: n 2^-24 of what the terms' magnitudes add up to, at most.
-        Here a few roundings follow the exact sum, and its numbers may lie from the quantizers' values by what
-        `grid_of`, `weights_off` and `_proved` let pass: 60 times 2^-24. For a bound both are doubled.
+        That layer adds n rounded products and a bias: each addition is off by at most 2^-24 of the sum so far, to
+        either side, all of them by about sqrt(n) of that; 16 times as much may pass. Here a few roundings follow
+        the exact sum, and its numbers may lie from the quantizers' values by what `grid_of`, `weights_off` and
+        `_proved` let pass: 60 times 2^-24 of the largest, which is doubled.
         """
+        quantizer, bias = self.layer.weight_quantizer, self.layer.bias
+        assert quantizer is not None
         after = [1, 1] if isinstance(self.layer, nn.Conv2d) else []
         fan_in = self.codes[0].numel()
-        size = fan_in * self.grid.reach * self.weight_grid.reach
-        if self.layer.bias is not None:
-            size = size + self.layer.bias.abs()
-        limit = (fan_in + 60) * 2.0**-23 * _by_channel(size, after)
+        seen = x if self.layer.input_quantizer is None else self.layer.input_quantizer(x)
+        magnitudes = float_output(self.layer, seen.abs(), quantizer(self.layer.weight).abs())
+        if bias is not None:
+            magnitudes = magnitudes + _by_channel(bias.abs() - bias, after)
+        largest = _by_channel(fan_in * self.grid.reach * self.weight_grid.reach, after)
+        limit = 2.0**-20 * fan_in**0.5 * magnitudes.double() + 60 * 2.0**-23 * largest
         return int((~((self(x).double() - output).abs() <= limit)).sum())
 
     def packed_input(self, x: Tensor) -> Tensor:

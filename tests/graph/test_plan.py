@@ -370,6 +370,9 @@ PATCHES = {
     "pixels": (lambda x: x.permute(0, 2, 3, 1).flatten(1), 192, 1),
     "patches": (lambda x: x.unfold(2, 4, 4).permute(0, 2, 3, 4, 1).reshape(-1, 4, 48), 48, None),
     "rows": (lambda x: x.reshape(-1, 3, 64).transpose(1, 2).reshape(-1, 24, 8), 8, 1),
+    "cut apart": (lambda x: x.reshape(-1, 96), 96, 1),
+    "batched": (lambda x: x.reshape(-1, 3, 4, 8), 3, 1),
+    "bordered": (lambda x: F.pad(x.flatten(1), (0, 30)), 222, 1),
     "one channel": (lambda x: x[:, :1], 1, 1),
     "grey": (lambda x: x.mean(1, keepdim=True), 1, 1),
     "doubled": (lambda x: torch.cat([x, x[:, :1]], 1)[:, 1:], 3, 1),
@@ -383,6 +386,22 @@ def test_the_images_grid_goes_by_channel_only_where_channels_are_where_they_were
     quantizer = plan_of(Arranged(how, features), scheme(ends=(8, 8), input_range=ends)).layers[0].input
     assert isinstance(quantizer, ImageGrid) == (values is not None)
     if isinstance(quantizer, ImageGrid):
+        quantizer.eval()
         assert quantizer.lowest.unique().numel() == values
         x = how(torch.tensor(ends).reshape(2, 3, 1, 1).expand(2, 3, 8, 8))
         assert (quantizer(x) - x).abs().max() <= 4.5 / 255 / 2 + 1e-6
+
+
+class Lookup(nn.Module):
+    """Takes no values but those of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.conv = nn.Embedding(256, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.values((255 * x[:, 0]).long()).permute(0, 3, 1, 2))
+
+
+def test_a_network_that_does_not_take_random_values_is_not_compared() -> None:
+    assert len(plan_of(Lookup(), scheme()).layers) == 1

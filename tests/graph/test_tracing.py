@@ -362,6 +362,28 @@ def test_a_layers_input_is_what_was_last_written_into_it(kind: str) -> None:
     assert [nonnegative(graph, node) for node in made] == [kind == "nothing"]
 
 
+class Masks(nn.Module):
+    """`&` and `|`, whose functions are called and_ and or_, and a part of a tensor written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).clone()
+        x[:, :1].mul_(2)
+        positive = x > 0
+        inner = positive & (x < 1) | (x < -1)
+        return self.last(torch.where(inner, x, 0.1 * x) * positive)
+
+
+def test_masks_write_nothing_and_parts_stay_where_they_are() -> None:
+    model, x = Masks().eval(), torch.randn(2, 3, 8, 8)
+    (graph,) = trace(model)
+    with torch.no_grad():
+        assert torch.equal(graph(x), model(x))
+
+
 class Optional(nn.Module):
     """Arguments beside the input, which nobody gives, and a layer whose weights a hook computes."""
 

@@ -294,6 +294,22 @@ def test_the_float_layer_is_within_its_rounding(product, bits, input_bits, fan_i
         assert packed.outputs_off(x, moved) == moved.numel()
 
 
+def test_a_scale_one_percent_off_shows_in_the_widest_layers(product) -> None:
+    """Of 4608 products, as many as in the last stage of a ResNet18."""
+    layer = nn.Conv2d(512, 4, 3)
+    fake = QuantConv2d(
+        layer,
+        DoReFaWeight(2, Site("l", "weight", (4, 512, 3, 3))),
+        DoReFaActivation(2, Site("i", "input", (512, 6, 6))),
+    ).eval()
+    x = torch.rand(8, 512, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        packed = IntegerLayer("l", fake, grid_of(fake.input_quantizer.codes(x).codebook), product)
+        output = fake(x)
+        assert packed.outputs_off(x, output) == 0
+        assert packed.outputs_off(x, 1.01 * output) > output.numel() / 10
+
+
 def test_a_network_of_a_class_for_every_pixel_proves_itself(product: TorchProduct) -> None:
     fake = network(pixel_classes(), DOREFA, (2, 2), (3, 8, 8))
     proof = prove(make_engine(fake, product), fake, batches((3, 8, 8), 6))
