@@ -65,7 +65,7 @@ def _refuse(engine: Engine, *, fallback: bool) -> None:
         )
         raise ConfigError(f"engine=xnor: cannot run on bits: {reasons}; {way}.")
     for name, why in engine.left:
-        print(f"{name}: fake-quantized, {why}")
+        print(f"{name}: left as it was trained, {why}")
 
 
 def proof_lines(engine: Engine, proof: Proof) -> list[str]:
