@@ -280,7 +280,7 @@ def test_eval_and_explain_compose_the_same_tree() -> None:
     assert compose("bits=2", command="eval")["eval"] == {"run": None, "split": "test"}
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/jobs/test_launchers.py runs a sweep under the same launcher each time
 def test_a_sweep_in_parallel_processes(tmp_path: Path, mine: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `launchers` is not installed")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "bits=2,9,w4a8", "quantizer=narrow,dorefa"]
