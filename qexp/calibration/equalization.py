@@ -54,6 +54,7 @@ def equalize(folding: Folding) -> Equalized:
     pairs = list(neighbours(graph))
     clipped = [node for _, _, between in pairs for node in between if _is_relu6(graph, node)]
     unclipped = tuple(dict.fromkeys(_unclip(graph, node) for node in clipped))
+    graph.recompile()
     scales = {
         first: torch.ones(layer_of(graph, first).weight.shape[0], dtype=torch.float64) for first, _, _ in pairs
     }
@@ -153,7 +154,6 @@ def _unclip(graph: fx.GraphModule, node: fx.Node) -> str:
         own += "_unclipped"
     graph.add_submodule(own, nn.ReLU())
     node.target = own
-    graph.recompile()
     return name
 
 

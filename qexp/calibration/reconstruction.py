@@ -80,7 +80,7 @@ def search(
         targets: (samples, channels, ...), the float layer's output behind `act`.
         act: what follows the layer.
     """
-    if isinstance(module, nn.Conv2d) and module.groups > 1:  # on a CPU in half the time, or less
+    if isinstance(module, nn.Conv2d) and module.groups > 1:  # on a CPU in three quarters of the time
         inputs, targets = (x.contiguous(memory_format=torch.channels_last) for x in (inputs, targets))
     weight: Any = module.weight
     weight = weight.detach()

@@ -20,9 +20,7 @@ from qexp.config import Config
 from qexp.graph.plan import LayerPlan, Plan, make_plan
 from qexp.hardware.cost import bit_operations, convolution_macs, linear_macs, packed_bytes
 from qexp.quantizers.base import Quantizer
-
-WIDE = 10_000
-"""Columns where no terminal sets a width: a file or a pipe breaks no line."""
+from qexp.report.tables import WIDE
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from qexp.errors import ConfigError
+from qexp.graph.modes import evaluating
 from qexp.graph.shapes import Shape, input_dtype
 
 TOLERANCE = 1e-3
@@ -31,13 +32,9 @@ def require_agreement(model: nn.Module, graph: fx.GraphModule, input_shape: Shap
     if like.is_meta or input_dtype(graph) != torch.float32:
         return
     x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
-    modes = {module: module.training for network in (model, graph) for module in network.modules()}
-    try:
-        own = _tensors(model.eval(), x.clone())
-        traced = None if own is None else _tensors(graph.eval(), x.clone())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), evaluating(graph):
+        own = _tensors(model, x.clone())
+        traced = None if own is None else _tensors(graph, x.clone())
     if own is not None and (traced is None or not _agree(own, traced)):
         raise ConfigError(
             f"{type(model).__name__} does not compute what its traced graph computes: does it write into tensors"

@@ -113,10 +113,15 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, ...]:
     return graphs
 
 
+def is_traced(model: nn.Module) -> bool:
+    """Say whether `model` is a graph that `trace` made."""
+    return isinstance(model, fx.GraphModule) and model.graph._tracer_cls is _Tracer
+
+
 def _trace_once(model: nn.Module) -> fx.GraphModule:
-    if isinstance(model, fx.GraphModule) and model.graph._tracer_cls is _Tracer:
+    if is_traced(model):
         # Traced a second time, functional calls would forget which module made them, and sites be renamed.
-        return fx.GraphModule(model, copy.deepcopy(model.graph))
+        return fx.GraphModule(model, copy.deepcopy(model.graph))  # type: ignore[arg-type]
     tracer = _Tracer()
     tracer.stateful = getattr(model, "task", "") == "language_modelling"
     try:
@@ -331,11 +336,10 @@ def image_channels(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]],
             return False
         before = input_node(node)
         here, there = shapes[node.name], shapes[before.name]
-        moved = _calls(graph, node, (), _RESHAPING_FUNCTIONS, _RESHAPING_METHODS) or len(here) != len(there)
-        if len(here) == 1 or moved:  # as many values of a sample, all in a row, or in as many channels
-            if math.prod(here) != math.prod(there) or (len(here) > 1 and here[0] != there[0]):
-                return False
-        elif here[0] != there[0]:
+        flat, reshaped = len(here) == 1, _calls(graph, node, (), _RESHAPING_FUNCTIONS, _RESHAPING_METHODS)
+        if (flat or reshaped or len(here) != len(there)) and math.prod(here) != math.prod(there):
+            return False  # a sample's values are not all in a row, or not in one sample any more
+        if not flat and here[0] != there[0]:
             return False
         node = before
     return True

@@ -13,13 +13,12 @@ from rich.table import Table
 
 from qexp.errors import Interrupted
 from qexp.jobs.job import Record, by_reason, record_of
+from qexp.report.tables import WIDE
 from qexp.runs import RunDirectory
 
 COLOURS = {"failed": "red", "interrupted": "yellow", "missing": "yellow", "running": "yellow", "done": "green"}
 MOST_NAMED = 3
 """Jobs that one reason names; the table above shows them all."""
-WIDE = 10_000
-"""Columns where no terminal sets a limit: a file's or a pipe's lines are never folded."""
 
 
 def print_summary(records: Sequence[Record]) -> None:

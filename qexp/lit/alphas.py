@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from qexp.lit.evaluate import evaluating, float32
+from qexp.graph.modes import evaluating
+from qexp.lit.evaluate import float32
 from qexp.lit.task import Classification
 from qexp.quantizers.base import Description, Quantizer, named_quantizers
 

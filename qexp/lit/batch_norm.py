@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
+from qexp.graph.modes import evaluating
 from qexp.lit import world
-from qexp.lit.evaluate import evaluating, float32
+from qexp.lit.evaluate import float32
 from qexp.lit.position import epochs_done
 
 

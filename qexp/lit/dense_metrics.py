@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qexp.data.batches import Batches
 from qexp.data.voc import VOID
 from qexp.errors import ConfigError
-from qexp.lit.evaluate import evaluating, float32
+from qexp.graph.modes import evaluating
+from qexp.lit.evaluate import float32
 from qexp.models.dense import KEPT, default_boxes, detections
 
 IOU = 0.5

@@ -14,6 +14,7 @@ from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
+from qexp.graph.modes import evaluating
 from qexp.lit import cpu, world
 from qexp.lit.losses import class_scores
 
@@ -138,18 +139,6 @@ def sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         best = logits.topk(5, dim=1).indices
         found["accuracy_top5"] = (best == labels.unsqueeze(1)).any(dim=1).sum().double()
     return found
-
-
-@contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put `network` into evaluation mode, and each module back into its own afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from qexp.data.batches import Batches
 from qexp.data.text import NOT_COUNTED
+from qexp.graph.modes import evaluating
 from qexp.lit import world
-from qexp.lit.evaluate import evaluating, float32
+from qexp.lit.evaluate import float32
 
 
 @torch.no_grad()

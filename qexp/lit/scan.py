@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from qexp.data.batches import Batches
 from qexp.errors import ConfigError
+from qexp.graph.modes import evaluating
 from qexp.lit.continuations import continuations
-from qexp.lit.evaluate import evaluating, float32
+from qexp.lit.evaluate import float32
 from qexp.quantizers.base import Quantizer, Rounding, named_quantizers
 
 FLOAT, QUANTIZED, PENALIZED = MODES = ("float", "quantized", "penalized")

@@ -18,6 +18,9 @@ FORMATS = ("terminal", "markdown", "csv", "latex")
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "terminal"}
 """The form that a file's name asks for."""
 
+WIDE = 10_000
+"""Columns of what rich prints where no terminal sets a width: a file or a pipe breaks no line."""
+
 _LONGEST_WHOLE = 12
 _PLAIN_WIDTH = 240  # columns where no terminal sets a width: a file or a pipe wraps nothing
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
