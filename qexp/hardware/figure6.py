@@ -50,11 +50,18 @@ def points(layers: Sequence[Layer], usable: float = USABLE_MEMORY) -> list[Point
         layers: of the figure's network, ResNet50 at 224 x 224.
         usable: the fitted constant.
     """
+    return list(_points(tuple(layers), usable, tuple(published())))
+
+
+@cache  # the fits that leave something out all start on the same grid
+def _points(
+    layers: tuple[Layer, ...], usable: float, figure: tuple[tuple[int, float, float], ...]
+) -> tuple[Point, ...]:
     machine = Machine(usable=usable)
-    return [
+    return tuple(
         Point(bits, bandwidth, value, throughput(layers, bits, bandwidth, machine))
-        for bits, bandwidth, value in published()
-    ]
+        for bits, bandwidth, value in figure
+    )
 
 
 @cache

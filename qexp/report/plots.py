@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def _limits(axes: Axes, lines: Sequence[Series]) -> None:
 def curves_figure(runs: Sequence[Run]) -> Figure:
     """Draw loss and accuracy of several runs against the epoch: colour tells the run, line style the data.
 
+    Seeds of one recipe share a colour, unless seeds are all that differs.
+
     Raises:
         ConfigError: none of the runs logged a loss or an accuracy.
     """
@@ -97,16 +100,18 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
             f"{runs[0].path}: no loss and no accuracy in its metrics.csv; its first epoch has not ended"
         )
     with styled():
-        figure = Figure(figsize=(_WIDTH, 3.4 + 0.16 * len(runs)), dpi=150, layout="constrained")
+        names = labels(described)
+        colour_of = dict(zip(dict.fromkeys(names), categorical(len(set(names))), strict=True))
+        figure = Figure(figsize=(_WIDTH, 3.4 + 0.16 * len(colour_of)), dpi=150, layout="constrained")
         panels = figure.subplots(1, len(quantities), squeeze=False)[0]
-        colours = categorical(len(runs))
         for axes, kind in zip(panels, quantities, strict=True):
             axes.set_title(kind.capitalize())
             axes.set(xlabel="epoch", ylabel=_loss_label(described) if kind == "loss" else "top-1 accuracy (%)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            for series, colour in zip(data, colours, strict=True):
-                _draw_splits(axes, series, kind, colour)
-        _legends(figure, labels(described), colours, data)
+            for series, name in zip(data, names, strict=True):
+                _draw_splits(axes, series, kind, colour_of[name])
+        shown = [f"{name} ({count} runs)" if count > 1 else name for name, count in Counter(names).items()]
+        _legends(figure, shown, list(colour_of.values()), data)
         caption(figure, _curves_caption(described))
     return figure
 
@@ -154,11 +159,10 @@ def _legends(
 
 
 def labels(runs: Sequence[Facts]) -> list[str]:
-    """Name each run by what sets it apart from the others; a single one by its subject."""
+    """Name each run by what sets it apart, by its seed if nothing else does; a single one by its subject."""
     keys = [key for key in keys_apart(runs) if len({str(run.get(key)) for run in runs}) > 1]
-    if len({run.seed for run in runs}) > 1:
-        keys.append("seed")
-    keys = keys or ["quantizer", "bits"]
+    if not keys:
+        keys = ["seed"] if len({run.seed for run in runs}) > 1 else ["quantizer", "bits"]
     return [" ".join(filter(None, (_label_part(run, key) for key in keys))) for run in runs]
 
 

@@ -69,6 +69,18 @@ def test_curves_are_named_by_what_differs(make_run: MakeRun, alpha_rows: Rows, t
     assert max(accuracy.lines[0].get_ydata()) > 1  # percent
 
 
+def test_seeds_of_a_recipe_share_a_colour(make_run: MakeRun, alpha_rows: Rows, tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        make_run("pact", 4, seed, metrics=alpha_rows(2, 5))
+    names = [text.get_text() for text in curves_figure(find_runs(tmp_path)).legends[0].get_texts()]
+    assert names == ["seed 0", "seed 1", "seed 2"]
+    make_run("dorefa", 2, 0, metrics=alpha_rows(2, 5))
+    figure = curves_figure(find_runs(tmp_path))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dorefa w2a2", "pact w4a4 (3 runs)"]
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert len(colours) == 8 and len(set(colours)) == 2
+
+
 def test_another_training_loss_is_named(make_run: MakeRun, alpha_rows: Rows, tmp_path: Path) -> None:
     for seed, loss in enumerate(("cross_entropy", "squared_hinge")):
         make_run("pact", 4, seed, metrics=alpha_rows(2, 5), **{"task.loss": loss})
