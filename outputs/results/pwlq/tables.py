@@ -6,12 +6,14 @@ Each row of runs.csv is one run of `qexp ptq`; the same settings with the same s
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qexp.bits import parse_bits
 from qexp.report.across import across_table
-from qexp.report.tables import render
+from qexp.report.tables import Column, Table, render
 from qexp.runs import Run
 
 HERE = Path(__file__).parent
@@ -31,12 +33,11 @@ NETWORKS = {
 def usual(row: dict[str, str]) -> bool:
     """Say whether a run is of the settings that the tables by bits compare: those of experiment=pwlq/cifar10."""
     clip = "laplace" if row["quantizer"] == "aciq" and row["scope"] == "layer" else "none"
-    unclipped = row["allocate"] == "False" and row["clip"] == "none"
     return (
         row["bits"] in ("", "w3a8", "w4a8", "w6a8", "w8a8")
         and row["range"] in ("", "minmax")
         and row["variant"] in ("", "paper")
-        and (row["clip"] in ("", clip) or unclipped)
+        and (row["clip"] in ("", clip) or asymmetric(row))
     )
 
 
@@ -48,13 +49,17 @@ def rows() -> list[dict[str, str]]:
     return [row for _, row in sorted({tuple(row[key] for key in keys): row for row in found}.items())]
 
 
+def asymmetric(row: dict[str, str]) -> bool:
+    """Say whether a run neither clips nor gives channels bits: equal steps from least to largest weight."""
+    return row["quantizer"] == "aciq" and (row["clip"], row["allocate"]) == ("none", "False")
+
+
 def run_of(row: dict[str, str]) -> Run:
     """Return a row as a run, with as much of its configuration as the row tells."""
     name, weight = row["quantizer"], {key: row[key] for key in SETTINGS if row[key]}
     if name == "uniform":
         weight["grid"] = "full"
-    if name == "aciq" and (row["clip"], row["allocate"]) == ("none", "False"):
-        # Neither clipped nor with bits by channel: equal steps from the least to the largest weight.
+    if asymmetric(row):
         name, weight = "uniform", {"scope": row["scope"], "range": "minmax", "grid": "asymmetric"}
     config: dict[str, Any] = {
         "names": {"model": row["model"], "dataset": "cifar10", "quantizer": name},
@@ -78,8 +83,37 @@ def write(name: str, runs: list[Run], across: str, title: str) -> None:
         (HERE / f"{name}.md").write_text(f"{title}.\n\n{table}")
 
 
+def spread(found: list[float]) -> str:
+    """Return the median of some seconds with the least, the most and their number; one is shown alone."""
+    if not found:
+        return "–"
+    middle, least, most = (f"{each:.{int(each < 100)}f}" for each in (median(found), min(found), max(found)))
+    return f"{middle} ({least} to {most}; n = {len(found)})" if found[1:] else middle
+
+
+def seconds(every: list[dict[str, str]]) -> Table:
+    """Return the table of calibration seconds: of each method on each network the median, least and most."""
+    networks = {weights: name for name, (weights, _) in NETWORKS.items()}
+    spent: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in every:
+        if usual(row):
+            method = "uniform, asymmetric" if asymmetric(row) else row["quantizer"]
+            cells = spent[method, row["scope"] or "–", row["breakpoints"] or "–"]
+            cells[networks[row["weights"]]].append(float(row["calibration_seconds"]))
+    names = ("quantizer", "quantizer.weight.scope", "quantizer.weight.breakpoints")
+    lines = [
+        dict(zip(names, settings, strict=True)) | {name: spread(cells[name]) for name in NETWORKS}
+        for settings, cells in sorted(spent.items(), key=lambda each: (each[0][0] != "none", each[0]))
+    ]
+    columns = [*(Column(name, name) for name in names), *(Column(name, name, number=True) for name in NETWORKS)]
+    caption = (
+        "calibration_seconds over all bits and seeds, with and without bias correction: median (least to most; n)."
+    )
+    return Table("calibration seconds by network", columns, lines, lines, caption)
+
+
 def main() -> None:
-    """Write the tables by bits of every network, and that by stored bits."""
+    """Write the tables by bits of every network, that by stored bits, and that of the seconds."""
     every = rows()
     for name, (weights, title) in NETWORKS.items():
         here = [row for row in every if row["weights"] == weights]
@@ -89,6 +123,7 @@ def main() -> None:
         here = [row for row in every if row["weights"] == weights and row["scope"] != "layer"]
         one_shot = [row for row in here if row["quantizer"] in ("none", "uniform", "aciq", "omse", "pwlq")]
         write(f"equal_storage_{name}", [run_of(row) for row in one_shot], "stored_bits", title)
+    (HERE / "seconds.md").write_text(render(seconds(every), "markdown"))
 
 
 if __name__ == "__main__":
