@@ -166,6 +166,7 @@ def measure(config: Config, run: RunDirectory, wanted: Wanted, count: int) -> tu
 
     refuse_text(config, "qexp scan looks at")
     source = build(config.dataset)
+    source.require_training_labels("the loss over the training samples")
     network = build_network(config, source)
     levels = clip_levels(network)
     if not levels:

@@ -122,7 +122,7 @@ class ArraySource(ImageSource):
 
     def _check(self, splits: Splits) -> None:
         expected = self._shape or _shape(splits["train"])
-        classes = self._num_classes or int(splits["train"].labels.max()) + 1
+        classes = self._num_classes or _classes(splits)
         for name, split in splits.items():
             where = f"{self.root}, {name} split of {self.name}"
             if _shape(split) != tuple(expected):
@@ -130,7 +130,8 @@ class ArraySource(ImageSource):
                     f"{where}: the images are {_shape(split)} (channels, height, width);"
                     f" {tuple(expected)} is expected."
                 )
-            check_labels(split, classes, where)
+            if name != "train" or split.labelled:
+                check_labels(split, classes, where)
         check_statistics(self._mean, self._std, expected[0])
 
     @property
@@ -140,8 +141,13 @@ class ArraySource(ImageSource):
 
     @property
     def num_classes(self) -> int:
-        """As given, or the largest training label + 1."""
-        return self._num_classes or int(self.splits["train"].labels.max()) + 1
+        """As given, or the largest training label + 1; without training labels, the largest test label + 1."""
+        return self._num_classes or _classes(self.splits)
+
+    @property
+    def train_labelled(self) -> bool:
+        """Whether the training images have labels."""
+        return self.splits["train"].labelled
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -180,6 +186,7 @@ class ArraySource(ImageSource):
         channels_last: bool = True,
     ) -> ArrayBatches:
         """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
+        self.require_training_labels("training")
         rows, _ = self._training_rows()
         plan = Plan(torch.from_numpy(rows), batch_size, True, shuffle, seed, rank, world_size)
         pixels = self._pixels("train", device)
@@ -193,7 +200,10 @@ class ArraySource(ImageSource):
         """Return the set's own `val` split, else the share carved from the training samples."""
         if "val" in self.splits:
             return "val", torch.arange(len(self.splits["val"].labels))
-        return "train", torch.from_numpy(self._training_rows()[1])
+        held = torch.from_numpy(self._training_rows()[1])
+        if len(held):
+            self.require_training_labels(f"dataset.validation={self.validation}")
+        return "train", held
 
     def chosen_rows(self, count: int, seed: int | None) -> Tensor:
         """Return a random draw, or each class with its share."""
@@ -220,6 +230,10 @@ class ArraySource(ImageSource):
             tensors = [torch.from_numpy(each).to(device) for each in (arrays.images, arrays.labels, *numbers)]
             self._on_device[key] = Pixels(*tensors)
         return self._on_device[key]
+
+
+def _classes(splits: Splits) -> int:
+    return int(splits["train" if splits["train"].labelled else "test"].labels.max()) + 1
 
 
 def _shape(split: Split) -> tuple[int, int, int]:

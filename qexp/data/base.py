@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qexp.data.batches import Batches, Plan
+from qexp.errors import DataError
 
 
 class DataSource(ABC):
@@ -108,6 +109,19 @@ class DataSource(ABC):
         Raises:
             DataError: `count` is below 1.
         """
+
+    @property
+    def train_labelled(self) -> bool:
+        """Whether the training samples have labels; calibration needs none."""
+        return True
+
+    def require_training_labels(self, what: str) -> None:
+        """Raise DataError where the training samples have no labels, which `what` needs."""
+        if not self.train_labelled:
+            raise DataError(
+                f"{what} needs labels, and the training samples of {self.name} have none; qexp ptq calibrates on"
+                " such samples."
+            )
 
     def check(self) -> None:  # noqa: B027 - most sets are known by their digest
         """Read the data as far as that finds mistakes, before a run's folder is made. Default: nothing.

@@ -1,4 +1,7 @@
-"""Arrays in one .npz file, with the keys x_train, y_train, x_test, y_test, and x_val, y_val where they exist."""
+"""Arrays in one .npz file, with the keys x_train, y_train, x_test, y_test, and x_val, y_val where they exist.
+
+Without y_train the training images have no labels: `qexp ptq` calibrates on them, nothing trains.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 from qexp.data.arrays import ArraySource
 from qexp.data.cache import UNREADABLE
 from qexp.data.checks import given_shape
-from qexp.data.splits import Splits, make_split
+from qexp.data.splits import NO_LABEL, Splits, make_split
 from qexp.errors import DataError
 
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -26,7 +29,7 @@ def read_npz(file: Path) -> Splits:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             keys = list(archive.files)
-            if missing := [key for key in NEEDED if key not in keys]:
+            if missing := [key for key in NEEDED if key not in keys and key != "y_train"]:
                 raise DataError(
                     f"{file}: no {', '.join(missing)} in it, only {', '.join(keys) or 'nothing'};"
                     f" a data file has {', '.join(NEEDED)}."
@@ -34,8 +37,11 @@ def read_npz(file: Path) -> Splits:
             pairs = (("x_val", "y_val"), ("y_val", "x_val"))
             if half := [key for key, other in pairs if key in keys and other not in keys]:
                 raise DataError(f"{file}: {half[0]} has no partner; a validation split has x_val and y_val.")
-            names = [name for name in ("train", "val", "test") if f"x_{name}" in keys and f"y_{name}" in keys]
-            arrays = {name: (archive[f"x_{name}"], archive[f"y_{name}"]) for name in names}
+            images = {name: archive[f"x_{name}"] for name in ("train", "val", "test") if f"x_{name}" in keys}
+            arrays = {
+                name: (each, archive[f"y_{name}"] if f"y_{name}" in keys else np.full(len(each), NO_LABEL))
+                for name, each in images.items()
+            }
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file}: not a readable .npz file ({reason}); fetch or write it again.") from error
@@ -48,7 +54,7 @@ class Npz(ArraySource):
     Args:
         file: name of the file in `root`, or a path.
         shape: (channels, height, width), or None to take it from the file.
-        num_classes: or None for the largest training label + 1.
+        num_classes: or None for the largest training label + 1; without training labels, test label.
 
     The other arguments are those of `ArraySource`.
     """

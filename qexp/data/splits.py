@@ -8,6 +8,9 @@ import numpy as np
 
 from qexp.errors import DataError
 
+NO_LABEL = -1
+"""Stands for each label of training images without any: enough to calibrate on, not to train on."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -15,11 +18,16 @@ class Split:
 
     Attributes:
         images: uint8 (samples, height, width, channels).
-        labels: int64 (samples,), 0 ... classes - 1.
+        labels: int64 (samples,), 0 ... classes - 1; `NO_LABEL` throughout where there are none.
     """
 
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return bool((self.labels != NO_LABEL).any())
 
 
 Splits = dict[str, Split]

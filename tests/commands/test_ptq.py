@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from qexp import hydra_app
 from qexp.commands import eval as evaluation
 from qexp.commands import ptq, status, table, train
 from qexp.config import Config, parse
+from qexp.data.digits import Digits
 from qexp.errors import CheckpointError, ConfigError, DataError
 from qexp.jobs.preflight import planned_run
 from qexp.lit.checkpoint import read_checkpoint
@@ -240,6 +242,22 @@ def test_biases_are_absorbed_between_equalized_layers_alone(config):
 def test_what_only_training_does_is_refused(config, words):
     with pytest.raises(ConfigError, match=rf"{words.partition('=')[0]}: of training"):
         ptq.plan(config(words))
+
+
+def test_calibration_needs_no_labels(trained, tmp_path):
+    splits = Digits().splits
+    given = {f"x_{name}": splits[name].images for name in ("train", "test")}
+    given["y_test"] = splits["test"].labels
+    found = {}
+    for name, labels in (("with", {"y_train": splits["train"].labels}), ("without", {})):
+        np.savez(tmp_path / f"{name}.npz", **given, **labels)
+        words = (*NETWORK[:-1], "dataset=npz", f"dataset.file={tmp_path}/{name}.npz", f"output_dir={tmp_path}",
+                 "trainer.threads=1")  # fmt: skip
+        more = ("quantizer=pwlq", "bits=w4a8", f"model.weights={trained}", "calibration.samples=64")
+        found[name] = ptq.run(parse(compose(*words, *more, command="ptq")))
+    with pytest.raises(DataError, match="training needs labels, and the training samples of npz have none"):
+        train.run(parse(compose(*words, "quantizer=none")))
+    assert found["with"]["metrics"] == found["without"]["metrics"]
 
 
 def test_equalization_says_how_much_it_found(config, capsys):

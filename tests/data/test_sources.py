@@ -193,7 +193,8 @@ def arrays(patches, **changes) -> dict[str, np.ndarray]:
         ({"y_train": np.zeros(20)}, "the labels are float64"),
         ({"y_train": np.zeros(19, np.int64)}, "20 images and 19 labels"),
         ({"y_test": np.full(20, 10)}, r"label 10 of sample 0 is outside 0 ... 9"),
-        ({"y_train": np.full(20, -1)}, r"label -1 of sample 0 is outside 0 ... 9"),
+        ({"y_train": np.arange(20) % 10 - 1}, r"label -1 of sample 0 is outside 0 ... 9"),
+        ({"y_test": np.full(20, -1)}, r"label -1 of sample 0 is outside 0 ... 9"),
         ({"x_test": np.zeros((0, 32, 32, 3), np.uint8), "y_test": np.zeros(0, np.int64)}, "0 images and 0 labels"),
         ({"x_train": np.array([None] * 20)}, "not a readable .npz file"),
     ],
@@ -203,6 +204,23 @@ def test_arrays_of_another_kind_are_refused(tmp_path, patches, changes, message)
     with pytest.raises(DataError, match=message) as caught:
         CIFAR10(root=str(tmp_path), mean=[0.5] * 3, std=[0.25] * 3).test_batches(None, "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_training_images_without_labels_are_there_to_look_at_and_for_nothing_else(tmp_path, patches):
+    given = arrays(patches)
+    del given["y_train"]
+    np.savez(tmp_path / "data.npz", **given)
+    source = Npz(file=str(tmp_path / "data.npz"))
+    assert source.num_classes == 10
+    ((images, _),) = source.training_samples(7, None, "cpu", seed=0)
+    assert len(images) == 7
+    assert source.validation_batches(None, "cpu") is None
+    with pytest.raises(DataError, match="training needs labels, and the training samples of npz have none"):
+        source.train_batches(4, 0, "cpu")
+    held = Npz(file=str(tmp_path / "data.npz"), validation=0.2)
+    assert len(held.training_samples(20, None, "cpu").plan.rows) == 16
+    with pytest.raises(DataError, match=r"dataset\.validation=0\.2 needs labels"):
+        held.validation_batches(None, "cpu")
 
 
 def test_missing_keys_are_named(tmp_path, patches):
