@@ -255,8 +255,10 @@ def _experiment(node: object, errors: list[str], command: str) -> Experiment:
 def _budget(node: object, errors: list[str]) -> Budget:
     if node is None:
         return Budget()
-    reader = Reader(node, "budget", errors, ("name", "short_epochs", "short_samples", "smoke_shape"))
-    return Budget(reader.choice("name", ("full", "short", "smoke")))
+    known = ("name", "full_epochs", "full_by_bits", "short_epochs", "short_samples", "smoke_shape")
+    reader = Reader(node, "budget", errors, known)
+    full = reader.optional_integer("full_epochs", 1) if "full_epochs" in reader.node else None
+    return Budget(reader.choice("name", ("full", "short", "smoke")), full)
 
 
 def _explain(node: object, errors: list[str]) -> Explain:

@@ -69,9 +69,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Budget:
-    """`name` is full, short or smoke; the other keys of the group are what these names stand for."""
+    """`name` is full, short or smoke; the other keys of the group are what these names stand for.
+
+    `full_epochs` is the length of the recipe, whatever this run takes of it; None where there is no recipe.
+    """
 
     name: str = "full"
+    full_epochs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,14 @@ class Facts:
     @property
     def shortened(self) -> str:
         """`30 of 200 epochs`, with fewer training samples and a smoke budget named; empty for the full budget."""
-        full, samples = self.recipe.get("schedule.of"), self.recipe.get("dataset.train_samples")
+        budget, samples = _node(self.run.config, "budget"), self.recipe.get("dataset.train_samples")
+        # Runs from before recipes kept their length have that of their milestones at most.
+        full = budget.get("full_epochs") or self.recipe.get("schedule.of")
         parts = []
         if isinstance(full, int) and self.epochs is not None and self.epochs < full:
             parts.append(f"{self.epochs} of {full} epochs")
+        elif not isinstance(full, int) and self.epochs is not None and budget.get("name") == "short":
+            parts.append(f"{self.epochs} epochs of a short budget")
         if samples is not None:
             parts = parts or ([] if self.epochs is None else [f"{self.epochs} epochs"])
             parts.append(f"{samples:,} training samples")
