@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qexp.commands.table import check_only, runs_of
+from qexp.commands.table import check_only, jobs_of, runs_of
 from qexp.errors import ConfigError
 from qexp.files import write_output
 from qexp.published import Artefact, artefact_names, is_artefact, load_artefact
@@ -117,7 +117,7 @@ def _figures(
         yield "system", _system_figure(artefact, only)
         return
     check_only(only, [cell.row for cell in artefact.cells])
-    yield "cells", artefact_plots.cells_figure(artefact, runs, only)
+    yield "cells", artefact_plots.cells_figure(artefact, runs, only, jobs_of)
     every = whole and artefact.figure == "curves"
     begun = [
         run for run in (runs if every else measuring(artefact, runs)) if RunDirectory(run.path).metrics.rows()

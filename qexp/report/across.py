@@ -8,6 +8,7 @@ from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, SUBJECT
 from qexp.report.groups import Group, group_runs
 from qexp.report.measured import caption, epochs_text, header, usable
+from qexp.report.networks import changed
 from qexp.report.numbers import by_size, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
@@ -32,7 +33,8 @@ def across_table(runs: Sequence[Run], metric: str, key: str, by: Sequence[str] |
     if key == "seed":
         raise ConfigError("--across seed: a cell is the mean over the seeds; `--by seed` has a row for each.")
     finished, notes = usable(runs, metric)
-    groups = group_runs(finished, metric, by, also=[key])
+    networks = dict.fromkeys(name for run in finished for name in changed(run))
+    groups = group_runs(finished, metric, by, also=[key, *networks])
     values = sorted({_value(group, key) for group in groups} - {FLOAT}, key=by_size)
     if groups and not set(values) - {ABSENT}:
         raise ConfigError(f"--across {key}: no quantized run has this setting.")

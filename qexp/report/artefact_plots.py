@@ -13,24 +13,29 @@ from qexp.published import Artefact
 from qexp.report.dots import MEASURED, PUBLISHED, Dots, dots_figure
 from qexp.report.numbers import is_share
 from qexp.report.style import INK, caption, categorical, styled
-from qexp.report.verdicts import Entry, departures, entries, obtained
+from qexp.report.verdicts import Entry, Jobs, departures, entries, obtained, other_network
 from qexp.runs import Run
 
 
-def cells_figure(artefact: Artefact, runs: Sequence[Run], only: str = "") -> Figure:
+def cells_figure(artefact: Artefact, runs: Sequence[Run], only: str = "", jobs: Jobs | None = None) -> Figure:
     """Draw each published cell and the runs that measure it, one line a cell.
 
     Args:
         artefact: the published cells.
         runs: any; those that fit no cell are not drawn.
         only: draw the rows whose label contains this text, in any case; empty for all.
+        jobs: of the artefact's experiment: they say which network is meant where the cell does not.
     """
     shown = [entry for entry in entries(artefact, runs) if only.lower() in entry.cell.row.lower()]
     columns = {entry.cell.column for entry in shown}
     panels = len({entry.cell.row for entry in shown}) if len(columns) > 1 else 1
     several = 1 < panels <= MOST_PANELS
     text = f"Published: {artefact.source}. Measured: mean, 95% interval from n = 3 on."
-    dots = [_dots(entry, _apart(entry, shown), several=several, factor=_factor(artefact)) for entry in shown]
+    factor = _factor(artefact)
+    dots = [
+        _dots(entry, _apart(entry, shown), other_network(entry, jobs), several=several, factor=factor)
+        for entry in shown
+    ]
     return dots_figure(f"{artefact.full_name}: {artefact.title}", dots, _unit(artefact), text)
 
 
@@ -49,7 +54,7 @@ def _apart(entry: Entry, shown: Sequence[Entry]) -> str:
     return "; ".join(own)
 
 
-def _dots(entry: Entry, apart: str, *, several: bool, factor: float) -> Dots:
+def _dots(entry: Entry, apart: str, network: str, *, several: bool, factor: float) -> Dots:
     cell, summary, group = entry.cell, entry.measured, entry.group
     label = (cell.column if several else " ".join(filter(None, [cell.row, cell.column]))) + obtained(cell)
     label += f": {apart}" if apart else ""
@@ -62,6 +67,7 @@ def _dots(entry: Entry, apart: str, *, several: bool, factor: float) -> Dots:
         half_width=None if summary is None or summary.half_width is None else factor * summary.half_width,
         n=0 if summary is None else summary.n,
         budget="" if group is None else group.first.shortened,
+        network=network,
         without="not run" if cell.keys else "",
     )
 

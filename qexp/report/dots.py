@@ -38,6 +38,7 @@ class Dots:
         half_width: of the 95% interval around `measured`; drawn from `intervals.LEAST` runs on.
         n: runs behind `measured`.
         budget: how the runs were shortened (`30 of 200 epochs`), empty for the full budget.
+        network: in what their network is not the paper's (`model.width=0.25`), empty where it is.
         without: what stands in the place of `n` where nothing was measured.
     """
 
@@ -49,7 +50,15 @@ class Dots:
     half_width: float | None = None
     n: int = 0
     budget: str = ""
+    network: str = ""
     without: str = "not run"
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the measured value has to know: a shortened budget, another network."""
+        shortened = f"shortened: {self.budget}" if self.budget else ""
+        network = f"another network: {self.network}" if self.network else ""
+        return "; ".join(filter(None, [shortened, network]))
 
 
 def dots_figure(title: str, rows: Sequence[Dots], unit: str, text: str) -> Figure:
@@ -59,7 +68,7 @@ def dots_figure(title: str, rows: Sequence[Dots], unit: str, text: str) -> Figur
         title: of the figure.
         rows: at least one.
         unit: the x-axis's label, with the unit in it (`top-1 accuracy (%)`).
-        text: the caption; shortened budgets are named below it, by the marks that the lines carry.
+        text: the caption; shortened budgets and other networks stand below it, by the marks that lines carry.
 
     Raises:
         ValueError: no rows.
@@ -82,22 +91,22 @@ def dots_figure(title: str, rows: Sequence[Dots], unit: str, text: str) -> Figur
                 _markers(axes, [(row, place) for place, row in enumerate(cells) if row.colour == key], colour)
         panels[-1].set_xlabel(unit)
         _legend(figure, title, rows, colours)
-        notes = [f"{mark} shortened: {budget}" for budget, mark in marks.items()]
+        notes = [f"{mark} {remark}" for remark, mark in marks.items()]
         caption(figure, "\n".join([text, *notes]))
     return figure
 
 
 def _marks(rows: Sequence[Dots]) -> dict[str, str]:
-    """Return a mark for each shortened budget that a measured cell has; beyond the signs they are doubled."""
-    budgets = dict.fromkeys(row.budget for row in rows if row.budget and _drawn(row.measured))
-    signs = {budget: divmod(place, len(_MARKS)) for place, budget in enumerate(budgets)}
-    return {budget: _MARKS[sign] * (times + 1) for budget, (times, sign) in signs.items()}
+    """Return a mark for each remark on a measured cell; beyond the signs they are doubled."""
+    remarks = dict.fromkeys(row.remark for row in rows if row.remark and _drawn(row.measured))
+    signs = {remark: divmod(place, len(_MARKS)) for place, remark in enumerate(remarks)}
+    return {remark: _MARKS[sign] * (times + 1) for remark, (times, sign) in signs.items()}
 
 
 def _lines(axes: Axes, rows: Sequence[Dots], marks: dict[str, str]) -> None:
     """Name the lines at the left, and say at the right how many runs are behind each."""
     for place, row in enumerate(rows):
-        text = f"n = {row.n}{marks.get(row.budget, '')}" if _drawn(row.measured) else row.without
+        text = f"n = {row.n}{marks.get(row.remark, '')}" if _drawn(row.measured) else row.without
         axes.axhline(place, color=_GUIDE, linewidth=0.6, zorder=0)
         axes.annotate(
             text, xy=(1.0, place), xytext=(4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, Facts, facts
 from qexp.report.groups import keys_apart
+from qexp.report.networks import network_text
 from qexp.report.progress import finished_epochs
 from qexp.report.series import Series, learned, read_series
 from qexp.report.style import INK, MOST_LABELS, caption, categorical, depth_bar, label_ends, sequential, styled
@@ -177,11 +178,12 @@ def run_caption(run: Facts) -> str:
     """Say what was run: model, data, method, bits, ends, budget, seed, n."""
     ends = "" if run.is_float else f", first/last {run.first_last}"
     budget = _budget(run)
-    return f"{run.model} on {run.dataset}, {run.quantizer} {run.bits}{ends}; {budget}, seed {run.seed}, n = 1"
+    made = f"{network_text(run)} on {run.dataset}, {run.quantizer} {run.bits}{ends}"
+    return f"{made}; {budget}, seed {run.seed}, n = 1"
 
 
 def _curves_caption(runs: Sequence[Facts]) -> str:
-    models = sorted({f"{run.model} on {run.dataset}" for run in runs})
+    models = sorted({f"{network_text(run)} on {run.dataset}" for run in runs})
     epochs = sorted({_budget(run) for run in runs})
     return f"{', '.join(models)}; {' and '.join(epochs)}; one line per run (n = 1 each)"
 

@@ -13,6 +13,7 @@ from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
 from qexp.report.measured import caption, told, usable
+from qexp.report.networks import changed, same
 from qexp.report.numbers import difference_text, interval_text, is_share, published_text, unit, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
@@ -194,7 +195,7 @@ def measuring(artefact: Artefact, runs: Sequence[Run]) -> list[Run]:
 
 
 def _is(run: Facts, keys: Mapping[str, str]) -> bool:
-    return all(_same(run.get(key), value) for key, value in keys.items())
+    return all(same(run.get(key), value) for key, value in keys.items())
 
 
 def departures(cell: Cell, group: Group) -> list[str]:
@@ -207,7 +208,7 @@ def departures(cell: Cell, group: Group) -> list[str]:
     for key, wanted in cell.recipe.items():
         value = one.setting(key)
         short = key == "epochs" and one.shortened and float(value) < float(wanted)
-        if value != ABSENT and not short and not (one.smoke and key == "dataset") and not _same(value, wanted):
+        if value != ABSENT and not short and not (one.smoke and key == "dataset") and not same(value, wanted):
             found.append(f"{key}={value}, paper {wanted}")
     found += [f"{key}={value}" for key, value in one.recipe.items() if key.startswith("layers.")]
     told = (*SUBJECT, *cell.recipe, *cell.keys, "dataset.train_samples")
@@ -232,7 +233,7 @@ def left(cell: Cell, one: Facts, job: Facts) -> list[str]:
         apart = ["layers"] + ["schedule."] * bool(one.shortened) + ["dataset."] * (one.dataset != job.dataset)
         if ABSENT in (value, wanted) or key in judged or key.startswith(tuple(apart)):
             continue
-        if not _same(value, wanted):
+        if not same(value, wanted):
             found.append(f"{key}={value}, experiment {wanted}")
     return found
 
@@ -241,11 +242,36 @@ def _remarks(entry: Entry, jobs: Jobs | None) -> str:
     if entry.group is None:
         return ""
     one, said = entry.group.first, departures(entry.cell, entry.group)
-    if jobs is not None and not one.smoke:
-        made = (facts(Run(one.run.path, "done", dict(plain), {}, None, {})) for plain in jobs(entry.cell, one))
-        job = next((job for job in made if _is(job, entry.cell.keys)), None)
-        said += [] if job is None else left(entry.cell, one, job)
+    if not one.smoke and (job := _job(entry, jobs)) is not None:
+        said += left(entry.cell, one, job)
     return "; ".join(dict.fromkeys(said))
+
+
+def _job(entry: Entry, jobs: Jobs | None) -> Facts | None:
+    """Return the job by which a cell's experiment would make its runs."""
+    if entry.group is None or jobs is None:
+        return None
+    one = entry.group.first
+    made = (facts(Run(one.run.path, "done", dict(plain), {}, None, {})) for plain in jobs(entry.cell, one))
+    return next((job for job in made if _is(job, entry.cell.keys)), None)
+
+
+def other_network(entry: Entry, jobs: Jobs | None) -> str:
+    """Say in what the runs' network is not the paper's, as far as the cell or its experiment say what that is.
+
+    Without either, what differs from the network's own option is said.
+    """
+    if entry.group is None:
+        return ""
+    cell, one = entry.cell, entry.group.first
+    settings = changed(one)
+    said = [text for text in departures(cell, entry.group) if text.startswith("model.")]
+    unsaid = settings.keys() - {*cell.keys, *cell.recipe}
+    if unsaid and (job := _job(entry, jobs)) is not None:
+        said += [text for text in left(cell, one, job) if text.startswith("model.")]
+    else:
+        said += [f"{key}={settings[key]}" for key in settings if key in unsaid]
+    return ", ".join(dict.fromkeys(said))
 
 
 def command(cells: Sequence[Cell]) -> str:
@@ -263,14 +289,6 @@ def _commands(missing: Sequence[Cell]) -> Iterator[tuple[str, str]]:
         rows = dict.fromkeys(cell.row for cell in cells)
         label = f"{len(cells)} cells of {', '.join(rows)}" if len(cells) > 1 else cells[0].row
         yield label, f"{command(cells)} seed={SEEDS}"
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    """Compare a setting with the paper's; 1e-4 and "0.0001" are one number."""
-    try:
-        return float(value) == float(wanted)
-    except (TypeError, ValueError):
-        return str(value) == str(wanted)
 
 
 def obtained(cell: Cell) -> str:

@@ -17,7 +17,7 @@ from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
 from qexp.quantizers.base import Site
 from qexp.report.facts import Facts, facts
-from qexp.report.verdicts import _same
+from qexp.report.networks import same
 from qexp.runs import Run
 
 
@@ -81,17 +81,17 @@ def test_each_cell_is_one_job_of_its_experiment(name: str, every: bool) -> None:
         if cell.run not in jobs:
             jobs[cell.run] = jobs_of(name, cell.run, every)
         fitting = [
-            job for job in jobs[cell.run] if all(_same(job.get(key), wanted) for key, wanted in cell.keys.items())
+            job for job in jobs[cell.run] if all(same(job.get(key), wanted) for key, wanted in cell.keys.items())
         ]
         assert len(fitting) == 1, f"{cell.row}, {cell.column}: {cell.keys}"
         (job,) = fitting
         for key, wanted in cell.recipe.items():
             if job.get(key) != "–":
-                assert _same(job.get(key), wanted), f"{cell.row}: {key}={job.get(key)}, the paper's {wanted}"
+                assert same(job.get(key), wanted), f"{cell.row}: {key}={job.get(key)}, the paper's {wanted}"
         if cell.quantity == "degradation":
             baseline = cell.baseline or {"quantizer": "none"}
-            same = [one for one in jobs[cell.run] if one.baseline_key() == job.baseline_key()]
-            assert any(all(_same(one.get(key), wanted) for key, wanted in baseline.items()) for one in same)
+            alike = [one for one in jobs[cell.run] if one.baseline_key() == job.baseline_key()]
+            assert any(all(same(one.get(key), wanted) for key, wanted in baseline.items()) for one in alike)
 
 
 @pytest.mark.parametrize("name", AFTER_TRAINING)
@@ -117,6 +117,11 @@ def test_the_header_says_the_command(name: str) -> None:
     first, second, *_ = file_of(name).read_text().splitlines()
     assert first == "# @package _global_"
     assert second.startswith(f"# qexp {load_artefact(name).command} experiment={load_artefact(name).experiment}")
+
+
+def test_the_float_network_beside_three_bits_has_a_float_networks_decay() -> None:
+    decays = [plain["optimizer"]["weight_decay"] for plain in composed("lglsq/claims", "", every=True)]
+    assert decays == [1e-4, 5e-5]
 
 
 def test_every_table_and_figure_with_runs_is_an_experiment() -> None:
