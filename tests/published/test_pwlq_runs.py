@@ -141,7 +141,7 @@ def test_methods_tasks_and_machines_that_qexp_does_not_have_have_no_keys() -> No
                 "quantizer": "pwlq",
                 "bits": "w6a8",
                 "observer": "percentile",
-                "observer.gamma": "0.01",
+                "observer.gamma": "0.0001",
                 "calibration.bias_correction": "none",
             },
         ),
