@@ -63,7 +63,7 @@ class RunDirectory:
         Args:
             config: resolved, plain containers.
             identity: what decides the result.
-            environment: of `qexp.environment.describe()`.
+            environment: of `qexp.lit.environment.describe()`.
 
         Raises:
             ConfigError: the folder cannot be written, or belongs to another configuration.
