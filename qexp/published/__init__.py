@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qexp.published.cells import (
+    NO_JUDGES,
     TO_FRACTION,
     Artefact,
     Cell,
@@ -12,4 +13,13 @@ from qexp.published.cells import (
     parse_paper,
 )
 
-__all__ = ["TO_FRACTION", "Artefact", "Cell", "artefact_names", "is_artefact", "load_artefact", "parse_paper"]
+__all__ = [
+    "NO_JUDGES",
+    "TO_FRACTION",
+    "Artefact",
+    "Cell",
+    "artefact_names",
+    "is_artefact",
+    "load_artefact",
+    "parse_paper",
+]

@@ -12,7 +12,11 @@ The experiment of the same name makes the runs (`qexp train experiment=pact/tabl
 names, whose runs show this, too (top-5 beside top-1); a row's `run` says which words pick its part. `command: ptq`
 in a file's head says that `qexp ptq` makes them: one network's weights are one file, so there a row's words name
 its network. `degradation` is a loss against float in points, or against the run that `baseline` describes. A row's
-`statistic` says what a value is of its runs, when it is not their mean.
+`statistic` says what a value is of its runs, when it is not their mean. The paper's recipe is said for all columns
+(`recipe`) or for each (`recipes`), by the artefact and by a row; null takes away what is not known of a row.
+
+`spread` is how far apart two runs of one recipe may be; how well a value could be read off a figure is `read_to`,
+of the artefact, a row or a value: in units of the metric as the spread, or as a share of the value (`2%`).
 """
 
 from __future__ import annotations
@@ -26,11 +30,14 @@ from typing import Any
 from qexp.errors import ConfigError, did_you_mean
 from qexp.published.printed import characters, read
 
-HOW = ("printed", "read_off", "derived", "second_hand", "from_memory")
+HOW = ("printed", "read_off", "derived", "second_hand", "unverified", "from_memory")
 """How a number was obtained: printed in a table or the text, read off a figure, computed from other numbers; or,
-never seen on the page, quoted elsewhere or written down from memory.
+never seen on the page, quoted elsewhere, quoted where it may not be this number, or written down from memory.
 
-No run is judged by the last."""
+No run is judged by the last two."""
+
+NO_JUDGES = {"unverified": "an unverified number", "from_memory": "a number from memory"}
+"""What of `HOW` judges no run, in words."""
 
 FIGURES = ("cells", "curves", "alpha", "scan", "system")
 """How `qexp plot` shows an artefact: every cell beside what was measured, the runs' learning curves or clip
@@ -51,7 +58,7 @@ SPREADS = ("paper", "ours")
 BOUNDS = ("", "at_most")
 """What a value claims of the runs: to be it, or to be no more."""
 
-_CELL_KEYS = {"printed", "reading", "how", "note"}
+_CELL_KEYS = {"printed", "reading", "how", "note", "read_to"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,9 @@ class Cell:
         statistic: of `STATISTICS`, what the value is of its runs.
         baseline: of a degradation: what the run that it is taken against must be; empty for the float network.
         bound: of `BOUNDS`; a row's.
+        read_to: how well the value could be read off a figure, in units of the metric; 0 where that is not known,
+            and for numbers in print.
+        spread_from: of `SPREADS`, where the artefact's spread is from in this row.
     """
 
     paper: str
@@ -100,6 +110,8 @@ class Cell:
     printed: str = ""
     statistic: str = "mean"
     bound: str = ""
+    read_to: float = 0.0
+    spread_from: str = SPREADS[0]
 
     @property
     def comparable(self) -> float:
@@ -182,7 +194,8 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
             if unknown := sorted(set(detail) - _CELL_KEYS):
                 raise ConfigError(f"{where}: unknown field '{unknown[0]}'.{did_you_mean(unknown[0], _CELL_KEYS)}")
             keys = {**entry["keys"], **body["columns"][column]} if "keys" in entry else {}
-            recipe = {**body.get("recipe", {}), **entry.get("recipe", {})}
+            how = _one_of(detail.get("how", entry.get("how", body["how"])), HOW, f"{where}: how")
+            read_to = detail.get("read_to", entry.get("read_to", body.get("read_to", 0.0)))
             yield Cell(
                 paper=plain["paper"],
                 artefact=name,
@@ -194,11 +207,11 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 quantity=body["quantity"],
                 metric=body["metric"],
                 source=_source(plain, body),
-                how=_one_of(detail.get("how", entry.get("how", body["how"])), HOW, f"{where}: how"),
+                how=how,
                 page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
-                recipe={key: keys.get(key, value) for key, value in recipe.items()},
+                recipe={key: keys.get(key, value) for key, value in _recipe(body, entry, column).items()},
                 experiment=_experiment(plain, name, body),
                 run=entry.get("run", "") or _network(plain, keys),
                 baseline={key: str(wanted) for key, wanted in entry.get("baseline", {}).items()},
@@ -206,7 +219,35 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 statistic=_one_of(entry.get("statistic", STATISTICS[0]), STATISTICS, f"{where}: statistic"),
                 bound=_one_of(entry.get("bound", ""), BOUNDS, f"{where}: bound"),
                 printed=characters(detail["printed"] if detail.get("reading") is None else detail["reading"]),
+                read_to=_read_to(read_to, float(detail["printed"]), body["unit"], where)
+                if how == "read_off"
+                else 0.0,
+                spread_from=_one_of(
+                    entry.get("spread_from", body.get("spread_from", SPREADS[0])), SPREADS, f"{where}: spread_from"
+                ),
             )
+
+
+def _recipe(body: Mapping[str, Any], entry: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return what is known of the paper's recipe for one cell, the row's word before the artefact's."""
+    found: dict[str, Any] = {}
+    for part in (body, entry):
+        found |= part.get("recipe", {}) | part.get("recipes", {}).get(column, {})
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _read_to(known: float | str, value: float, unit: str, where: str) -> float:
+    """Return a reading accuracy in units of the metric; `2%` is a share of the value.
+
+    Raises:
+        ConfigError: neither a number nor a share.
+    """
+    text = str(known)
+    try:
+        share = float(text.removesuffix("%"))
+    except ValueError:
+        raise ConfigError(f"{where}: read_to={known!r}: a number, or a share of the value as 2%") from None
+    return share / 100.0 * abs(value) * TO_FRACTION.get(unit, 1.0) if text.endswith("%") else share
 
 
 def _source(plain: Mapping[str, Any], body: Mapping[str, Any]) -> str:

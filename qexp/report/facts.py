@@ -60,6 +60,7 @@ _NUMERICS = (
     "trainer.device",
 )
 
+_BY_BITS = "by bits"
 _METHODS_SEED = "quantizer.weight.seed"
 _MOVED_BY_IT = "quantizer.weight.perturbation"
 
@@ -161,6 +162,11 @@ class Facts:
         usual = dict.fromkeys(_LATER, None) | _LATER_CHOICES
         return usual.get(key, ABSENT) if value == ABSENT else value
 
+    def asked(self, key: str) -> Any:
+        """Return `setting`'s value; of a weight decay by bits, the number for these bits."""
+        value = self.setting(key)
+        return _node(self.run.config, "optimizer").get("weight_decay") if value == _BY_BITS else value
+
     def baseline_key(self) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline (all but the seed)."""
         kept = {key: value for key, value in self.recipe.items() if not _under(key, _QUANTIZATION)}
@@ -202,7 +208,7 @@ def facts(run: Run) -> Facts:
     if recipe.get(_METHODS_SEED, ABSENT) == run.config.get("seed") or recipe.get(_MOVED_BY_IT) == 0:
         recipe.pop(_METHODS_SEED, None)  # it follows the run's, or has nothing to move
     if _decays_by_bits(run.config):
-        recipe["optimizer.weight_decay"] = "by bits"  # one recipe, whatever the width
+        recipe["optimizer.weight_decay"] = _BY_BITS  # one recipe, whatever the width
     trained = {} if calibrated else _trained(run.config)
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**_started(run, recipe), **trained}
     if not is_float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from qexp.published import TO_FRACTION, Artefact, Cell
+from qexp.published import NO_JUDGES, TO_FRACTION, Artefact, Cell
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
@@ -52,6 +52,7 @@ def verdict(
     *,
     ours: bool = False,
     known_to: float = 0.0,
+    read_to: float = 0.0,
 ) -> str:
     """Judge measured runs against a printed number.
 
@@ -61,24 +62,37 @@ def verdict(
         spread: the paper's own run-to-run spread, likewise; decides below three runs.
         metric: what is measured.
         ours: the paper gives no spread; this one was chosen here.
-        known_to: half of the last printed digit, or how well the value could be read off.
+        known_to: half of the last printed digit.
+        read_to: how well the value could be read off a figure, where it was; 0 elsewhere.
 
     Returns:
         From three runs on `agrees` (the 95% interval reaches what the published value may be), `below` or `above`
-        (the whole interval lies there); with fewer runs only whether the mean is within the spread, and n.
+        (the whole interval lies there); with fewer runs only whether the mean is within the spread of what was
+        published, and n.
 
     >>> verdict(0.913, Summary(3, 0.912, 0.002), 0.005), verdict(0.913, Summary(1, 0.912, None), 0.005)
     ('agrees', "within the paper's own spread (0.5 points), n = 1")
     """
     if measured.low is None or measured.high is None:
         # Rounded: 0.908 against 0.913 is half a point apart, whatever binary fractions make of it.
-        side = "within" if round(abs(measured.mean - published), 9) <= spread else "outside"
-        width = f"{100 * spread:.1f} points" if is_share(metric) else f"{spread:g}"
-        whose = "the tolerance taken here" if ours else "the paper's own spread"
-        return f"{side} {whose} ({width}), n = {measured.n}"
+        apart = round(abs(measured.mean - published), 9)
+        side = "within" if apart <= round(spread + read_to, 9) else "outside"
+        return f"{side} {_reach(spread, read_to, metric, ours=ours)}, n = {measured.n}"
+    known_to = max(known_to, read_to)
     if round(measured.high - published + known_to, 9) < 0:
         return "below"
     return "above" if round(measured.low - published - known_to, 9) > 0 else "agrees"
+
+
+def _reach(spread: float, read_to: float, metric: str, *, ours: bool) -> str:
+    """Say how far a run may be from a published value, and why; what reading a figure adds stands by itself."""
+    digits = "{:.1f} points" if is_share(metric) else "{:.2g}"
+    spread, read_to = (100 * value if is_share(metric) else value for value in (spread, read_to))
+    if read_to and not spread:
+        return f"what could be read off ({digits.format(read_to)})"
+    whose = "the tolerance taken here" if ours else "the paper's own spread"
+    read = f", read off to {digits.format(read_to)}" if read_to else ""
+    return f"{whose} ({digits.format(spread)}{read})"
 
 
 def kept(bound: float, measured: Summary) -> str:
@@ -206,7 +220,7 @@ def departures(cell: Cell, group: Group) -> list[str]:
     one = group.first
     found = [f"shortened budget: {one.shortened}"] if one.shortened else []
     for key, wanted in cell.recipe.items():
-        value = one.setting(key)
+        value = one.asked(key)
         short = key == "epochs" and one.shortened and float(value) < float(wanted)
         if value != ABSENT and not short and not (one.smoke and key == "dataset") and not same(value, wanted):
             found.append(f"{key}={value}, paper {wanted}")
@@ -301,7 +315,7 @@ def _all_obtained(cells: Sequence[Cell]) -> str:
     kinds = {cell.how for cell in cells}
     if kinds == {"printed"}:
         return ", as printed"
-    return ", never seen on the page" if kinds and kinds <= {"second_hand", "from_memory"} else ""
+    return ", never seen on the page" if kinds and kinds <= {"second_hand", *NO_JUDGES} else ""
 
 
 def _cell_notes(cells: Sequence[Cell]) -> list[str]:
@@ -378,16 +392,20 @@ def judged(entry: Entry, artefact: Artefact) -> str:
         return "none: a smoke test"
     if str(entry.cell.recipe.get("dataset", entry.group.first.dataset)) != entry.group.first.dataset:
         return "none: another data set"
-    if entry.cell.how == "from_memory":
-        return "none: a number from memory"
+    if why := NO_JUDGES.get(entry.cell.how):
+        return f"none: {why}"
     if entry.cell.how == "printed" and artefact.spread == 0.0:
         return in_its_digits(entry.cell.printed, entry.measured)
     if entry.cell.bound:
         return kept(entry.cell.comparable, entry.measured)
-    ours = artefact.spread_from == "ours"
-    known_to = artefact.spread if ours and entry.cell.how == "read_off" else _half_a_digit(entry.cell)
     return verdict(
-        entry.cell.comparable, entry.measured, artefact.spread, artefact.metric, ours=ours, known_to=known_to
+        entry.cell.comparable,
+        entry.measured,
+        artefact.spread,
+        artefact.metric,
+        ours=entry.cell.spread_from == "ours",
+        known_to=_half_a_digit(entry.cell),
+        read_to=entry.cell.read_to,
     )
 
 
@@ -405,6 +423,7 @@ def _record(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, object]
         "published": cell.comparable,
         "source": cell.source,
         "how": cell.how,
+        "read_to": cell.read_to,
         "measured": None if summary is None else summary.mean,
         "n": 0 if summary is None else summary.n,
         "interval_low": None if summary is None else summary.low,

@@ -34,7 +34,7 @@ COLUMN_SUMS = {
     "table7": (RESNET50_WIDTHS, "380.9 131.6 149.7 151.6 132.4 139.3 142.9 145.2 147.9 148.1"),
     "table8": (RESNET50_WIDTHS, "372.2 172.2 184.7 185.5 173.8 177.8 91.9 181.8 183.0 186.6"),
 }
-CELLS = {"table3": 46, "table4": 39, "table5": 34, "table6": 34, "table7": 23, "table8": 21, "fig5": 46}
+CELLS = {"table3": 46, "table4": 39, "table5": 34, "table6": 34, "table7": 23, "table8": 21, "fig5": 52}
 FIGURE_SUMS = {
     "AlexNet PACT": -1.8,
     "AlexNet DoReFa": 1.8,
@@ -46,8 +46,10 @@ FIGURE_SUMS = {
     "ResNet18 PACT": 18.15,
     "ResNet18 DoReFa": 14.9,
     "ResNet18 BalancedQ": 8.8,
+    "ResNet18 LPBN": 9.2,
     "ResNet18 HWGQ": 10.0,
     "ResNet50 PACT": 11.5,
+    "ResNet50 LPBN": 22.5,
     "ResNet50 HWGQ": 11.4,
     "ResNet50 FGQ": 6.7,
 }
@@ -72,7 +74,7 @@ def values(name: str) -> dict[tuple[str, str], float]:
 
 
 def network_and_method(cell: Cell) -> tuple[str, str]:
-    if cell.artefact == "fig5":
+    if cell.artefact in ("fig4", "fig5"):
         network, method = cell.row.split(maxsplit=1)
         return network, method
     return NETWORK_OF[cell.artefact], cell.row
@@ -215,10 +217,13 @@ def test_figure5_agrees_with_the_tables_but_at_two_bars() -> None:
             continue
         loss = table[row, "32/32"] - table[row, cell.column]
         compared += 1
-        if abs(cell.value - loss) > READING_ACCURACY:
+        if cell.how == "derived":
+            assert cell.value == pytest.approx(loss)
+            assert f"{table[row, '32/32']}" in cell.note and f"{table[row, cell.column]}" in cell.note
+        elif abs(cell.value - loss) > READING_ACCURACY:
             differing[cell.row, cell.column] = loss
             assert f"= {loss:.1f}" in cell.note
-    assert compared == 42
+    assert compared == 48
     assert differing == pytest.approx(BARS_AGAINST_TABLE)
 
 
@@ -226,7 +231,26 @@ def test_figure5_is_read_off_and_counts_points() -> None:
     artefact = load_artefact("pact/fig5")
     assert artefact.figure == "cells"
     assert {(cell.how, cell.quantity, cell.unit) for cell in artefact.cells} == {
-        ("read_off", "degradation", "points")
+        ("read_off", "degradation", "points"),
+        ("derived", "degradation", "points"),
     }
+    assert {cell.row for cell in artefact.cells if cell.how == "derived"} == {"ResNet18 LPBN", "ResNet50 LPBN"}
+    assert {100 * cell.read_to for cell in artefact.cells if cell.how == "read_off"} == {READING_ACCURACY}
     (gain,) = [cell for cell in artefact.cells if (cell.row, cell.column) == ("AlexNet PACT", "4/4")]
     assert gain.comparable == -0.006
+
+
+def test_figure4_was_read_to_a_tenth_of_a_point() -> None:
+    """Its activations' losses are differences of Tables 5 and 7, too."""
+    compared = 0
+    for cell in cells("fig4"):
+        network, method = network_and_method(cell)
+        table, row = values(TABLES[network][0]), method.partition(",")[0]
+        weights, activations = (part[1:] for part in cell.column.split())
+        width, base = f"{weights}/{activations}", f"{weights}/32"
+        if (row, base) not in table or (row, width) not in table:
+            continue
+        compared += 1
+        loss = table[row, base] - table[row, width]
+        assert abs(cell.value - loss) <= 100 * cell.read_to + 1e-9, (cell.row, cell.column, loss)
+    assert compared > 10
