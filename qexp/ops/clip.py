@@ -48,7 +48,8 @@ def clip_round(
     """Clip `x` and round it to multiples of level / steps.
 
     Computed in float32, returned in x's dtype. The level takes no part in the gradient of the rounding (PACT
-    equation 3: no residual inside the range).
+    equation 3: no residual inside the range, 1 for each element beyond it), whatever the rounding; x's gradient
+    inside the range is the rounding's.
 
     Args:
         x: any shape.
@@ -59,11 +60,15 @@ def clip_round(
     """
     if rounding is ste and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _EagerClipRound.apply(x, level, steps, signed)
-    y = clip(x.float(), level, signed)
-    if steps is not None:
-        fixed = level.detach()
-        y = rounding(y * (steps / fixed)) * (fixed / steps)
-    return y.to(x.dtype)
+    value, fixed = x.float(), level.detach()
+    if steps is None:
+        return clip(value, level, signed).to(x.dtype)
+    if rounding is ste or not (torch.is_grad_enabled() and level.requires_grad):
+        return (rounding(clip(value, level, signed) * (steps / fixed)) * (fixed / steps)).to(x.dtype)
+    y = rounding(clip(value, fixed, signed) * (steps / fixed)) * (fixed / steps)
+    # Through a soft rounding the level would get the slope of the staircase's end in place of 1.
+    ends = clip(value.detach(), level, signed)
+    return (y + (ends - ends.detach())).to(x.dtype)  # an exact zero that carries the level's gradient
 
 
 def clip_codes(x: Tensor, level: Tensor, steps: int, signed: bool = False) -> Codes:

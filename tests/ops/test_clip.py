@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qexp.ops.clip import clip, clip_codes, clip_round, clipped_share
-from qexp.ops.rounding import ste
+from qexp.ops.discretisation import EWGS
+from qexp.ops.rounding import ASR, DSQ, SoftRound, ste
 
 
 def composed(x: Tensor) -> Tensor:
@@ -20,6 +21,13 @@ def composed(x: Tensor) -> Tensor:
 
 
 PATHS = {"eager": ste, "composed": composed}
+SOFT = {
+    "asr": ASR(),
+    "soft_round": SoftRound(),
+    "dsq": DSQ(),
+    "learned": ASR(mode="learned"),
+    "around": EWGS(ASR()),
+}
 BITS = (1, 2, 3, 4, 5, 6, 7, 8, 32)
 
 
@@ -149,6 +157,48 @@ def test_bfloat16_keeps_its_dtype_and_sums_the_level_in_float32(path: str) -> No
     assert level.grad.item() == 4000, "4000 is no bfloat16 number"
 
 
+def before(x: Tensor, level: Tensor, steps: int, rounding: Callable[[Tensor], Tensor], signed: bool) -> Tensor:
+    """The rounding of the clipped values alone: right but for the level, which gets the rounding's gradient."""
+    fixed = level.detach()
+    return (rounding(clip(x.float(), level, signed) * (steps / fixed)) * (fixed / steps)).to(x.dtype)
+
+
+@pytest.mark.parametrize("shape", [(), (5, 1)])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("rounding", SOFT)
+def test_a_level_hears_of_each_clipped_element_alone_whatever_the_rounding(
+    rounding: str, signed: bool, shape: tuple[int, ...]
+) -> None:
+    x, level = 4 * torch.randn(3, 5, 7), torch.rand(shape) + 0.5
+    value, grad_x, grad_level = gradients(x, level, 7, SOFT[rounding], signed)
+    _, straight_x, straight_level = gradients(x, level, 7, ste, signed)
+    torch.testing.assert_close(grad_level, straight_level, rtol=1e-6, atol=0)
+    assert torch.equal(grad_x == 0, straight_x == 0)
+    leaf = x.clone().requires_grad_()
+    expected = before(leaf, level, 7, SOFT[rounding], signed)
+    (expected * torch.arange(1.0, x.numel() + 1).reshape(x.shape)).sum().backward()
+    assert torch.equal(value, expected) and torch.equal(grad_x, leaf.grad), "the staircase's own, inside the range"
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=30),
+    st.floats(0.03125, 20, width=32),
+    st.sampled_from([1, 3, 15, 255]),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from(sorted(SOFT)),
+)
+def test_the_levels_gradient_leaves_every_bit_of_the_values(
+    values: list[float], level: float, steps: int, signed: bool, dtype: torch.dtype, rounding: str
+) -> None:
+    x, alpha = torch.tensor([*values, 0.0, level, -level], dtype=dtype), torch.tensor(level, requires_grad=True)
+    found = clip_round(x, alpha, steps, SOFT[rounding], signed)
+    assert found.requires_grad and found.dtype == dtype
+    torch.testing.assert_close(
+        found, before(x, alpha, steps, SOFT[rounding], signed), rtol=0, atol=0, equal_nan=True
+    )
+
+
 def test_double_input_keeps_its_dtype() -> None:
     x = torch.randn(8, dtype=torch.float64, requires_grad=True)
     for level in (torch.tensor(2.0), torch.tensor(2.0, dtype=torch.float64), torch.full((8,), 2.0).double()):
@@ -159,20 +209,25 @@ def test_double_input_keeps_its_dtype() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "steps", "signed"),
+    ("backend", "steps", "signed", "rounding"),
     [
-        ("aot_eager", 15, False),
-        ("aot_eager", None, False),
-        ("aot_eager", 7, True),
-        pytest.param("inductor", 15, False, marks=pytest.mark.slow),
+        ("aot_eager", 15, False, ste),
+        ("aot_eager", None, False, ste),
+        ("aot_eager", 7, True, ste),
+        ("aot_eager", 15, False, ASR()),
+        ("aot_eager", 7, True, DSQ()),
+        pytest.param("inductor", 15, False, ste, marks=pytest.mark.slow),
+        pytest.param("inductor", 15, False, ASR(), marks=pytest.mark.slow),
     ],
 )
-def test_a_compiled_step_gives_the_same_numbers(backend: str, steps: int | None, signed: bool) -> None:
+def test_a_compiled_step_gives_the_same_numbers(
+    backend: str, steps: int | None, signed: bool, rounding: Callable[[Tensor], Tensor]
+) -> None:
     torch._dynamo.reset()
     x, level = 3 * torch.randn(2, 4, 6), torch.tensor(2.5)
 
     def step(x: Tensor, level: Tensor) -> Tensor:
-        return clip_round(x, level, steps, signed=signed)
+        return clip_round(x, level, steps, rounding, signed)
 
     compiled = torch.compile(step, fullgraph=True, backend=backend)
     found = []

@@ -12,6 +12,7 @@ from torch import nn
 from qexp.errors import ConfigError
 from qexp.graph.plan import make_plan
 from qexp.graph.scheme import Method
+from qexp.ops.rounding import ASR, SoftRound
 from qexp.quantizers.base import Site
 from qexp.quantizers.relu import QuantizedReLU
 
@@ -44,6 +45,14 @@ def test_a_signed_site_reaches_to_the_largest_magnitude_on_both_sides() -> None:
     y.sum().backward()
     assert y.tolist() == [-6.0, -2.0, 0.0, 4.0]
     assert x.grad.tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("rounding", [ASR(), SoftRound()])
+@pytest.mark.parametrize("site", [ACTIVATION, SIGNED], ids=["relu", "signed"])
+def test_the_maximums_gradient_is_whole_under_a_soft_rounding_too(site: Site, rounding: nn.Module) -> None:
+    x = torch.tensor([-1.9, 0.1, 4.2, 6.0], requires_grad=True)
+    QuantizedReLU(3, site, rounding)(x).sum().backward()
+    assert x.grad[3].item() == 1.0
 
 
 def test_the_running_maximum_moves_as_batch_norms_mean_does() -> None:
