@@ -35,6 +35,8 @@ class AdaRoundWeight(Quantizer):
         ConfigError: a value out of range.
     """
 
+    version: ClassVar[int] = 2  # since steps are looked for as far as the shorter side asks
+
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
     step: Tensor
     moved: Tensor

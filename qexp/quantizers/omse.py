@@ -38,6 +38,8 @@ class OMSEWeight(Quantizer):
         ConfigError: a negative share; a second tensor of more than 4 bits.
     """
 
+    version: ClassVar[int] = 2  # since steps are looked for as far as the shorter side asks
+
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
     step: Tensor
     second: Tensor

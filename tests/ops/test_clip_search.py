@@ -1,0 +1,26 @@
+"""The step of least squared error against a fine search through every step that could be it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qexp.ops.clip_search import least_squares_step
+
+
+def errors(rows: torch.Tensor, step: torch.Tensor, bits: int) -> torch.Tensor:
+    half = 2 ** (bits - 1)
+    return (rows - (rows / step).round().clamp(-half, half - 1) * step).square().sum(1)
+
+
+@pytest.mark.parametrize(("bits", "worst", "summed"), [(2, 1.01, 1.001), (3, 1.01, 1.001), (4, 3.0, 1.015)])
+def test_few_weights_whose_largest_is_positive_get_their_step(bits: int, worst: float, summed: float) -> None:
+    rows = torch.randn(300, 9, generator=torch.Generator().manual_seed(0))
+    found = errors(rows, least_squares_step(rows, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, channels=True), bits)
+    # In double precision, each candidate as it is: no step above the largest weight itself can be better.
+    exact = rows.double()
+    largest = exact.abs().amax(1, keepdim=True)
+    best = torch.stack([errors(exact, largest * index / 2000, bits) for index in range(100, 2400)]).amin(0)
+    ratio = found / best
+    assert ratio.max() < worst
+    assert found.sum() < summed * best.sum()
