@@ -453,11 +453,34 @@ def test_aciq_by_its_formula(bits: int) -> None:
     assert (low, high) == pytest.approx((7 - laplace_clip(bits), 7 + laplace_clip(bits)), abs=0.06)
     low, high = seen(ACIQ(bits, SIGNED, distribution="gauss"), *(gauss - 2).split(50_000))
     assert (low, high) == pytest.approx((-2 - gauss_clip(bits), -2 + gauss_clip(bits)), abs=0.03)
-    # Behind a ReLU: mean 1/2, and E|x - 1/2| = e^(-1/2) / 2 + 1/4 - ... taken from the samples; one more bit.
-    x = laplace.clamp(min=0).double()
-    expected = x.mean() + laplace_clip(bits + 1) * (x - x.mean()).abs().mean()
-    low, high = seen(ACIQ(bits, RELU, distribution="laplace"), *x.split(50_000))
-    assert low == 0 and high == pytest.approx(expected.item(), rel=1e-3)
+    # Behind a ReLU those of the density in front of it, from what is left above zero; one more bit.
+    low, high = seen(ACIQ(bits, RELU, distribution="laplace"), *laplace.clamp(min=0).split(50_000))
+    assert low == 0 and high == pytest.approx(laplace_clip(bits + 1), rel=0.01)
+    low, high = seen(ACIQ(bits, RELU, distribution="gauss"), *(2 * gauss).clamp(min=0).split(50_000))
+    assert low == 0 and high == pytest.approx(2 * gauss_clip(bits + 1), rel=0.01)
+
+
+@pytest.mark.parametrize("distribution", ["right", "auto"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(("kind", "mean"), [("laplace", 0.0), ("laplace", -1.0), ("gauss", 0.0)])
+def test_behind_a_relu_aciq_is_near_the_best_clip_level(
+    kind: str, mean: float, bits: int, distribution: str
+) -> None:
+    x = (sample(kind, 100_000) + mean).clamp(min=0)
+    _, level = seen(ACIQ(bits, RELU, distribution=kind if distribution == "right" else distribution), x)
+    values = x.double().numpy()
+    levels = values.max() * np.linspace(0.02, 1, 100)
+    best = min(raw_error(values, each, 2**bits - 1) for each in levels)
+    assert raw_error(values, level, 2**bits - 1) < 1.06 * best
+
+
+def test_zeros_do_not_move_aciqs_level_and_without_more_there_is_none() -> None:
+    x = sample("relu-laplace")
+    for distribution in ("laplace", "gauss"):
+        arguments = {"distribution": distribution}
+        sparse = seen(make("aciq", RELU, **arguments), torch.zeros(1000), x, torch.full((500,), -0.0))
+        assert sparse == seen(make("aciq", RELU, **arguments), x)
+        assert seen(make("aciq", RELU, **arguments), torch.zeros(1000)) == (0.0, 0.0)
 
 
 def test_aciq_ends_at_the_values_observed() -> None:
