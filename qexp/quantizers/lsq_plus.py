@@ -6,7 +6,7 @@ arXiv 2004.09576. The equations and the start of weights are from memory, unveri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +22,9 @@ from qexp.quantizers.uniform import share_outside
 
 SAMPLES = 2**16
 """How many values the search for a start looks at, at most."""
+
+PARTS, HALVINGS = 20, 5
+"""Of the range of the values: how finely the search for a start sets both ends, and how often it halves that."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, fall evenly everywhere and keep step with no row or image."""
@@ -52,7 +55,7 @@ class LSQPlusActivation(LSQ):
 
     of_either_sign: ClassVar[tuple[str, ...]] = ("offset",)
 
-    version: ClassVar[int] = 2  # since the start looks at values of every row
+    version: ClassVar[int] = 3  # since the start clips either end, whatever the signs of the values
 
     def __init__(
         self,
@@ -103,33 +106,50 @@ class LSQPlusActivation(LSQ):
             shares = torch.arange(SAMPLES, dtype=torch.float64, device=x.device) * _GOLDEN % 1.0
             values = values[(shares * count).long()]
         low, high = torch.aminmax(values)
-        best = None
-        for step, offset in self._candidates(low, high):
-            error = (
-                (values - offset - round_to_step(values - offset, step, self.lowest, self.highest)).square().mean()
-            )
-            if best is None or bool(error < best[0]):
-                best = (error, step, offset)
-        assert best is not None
-        if self.offset is not None:
-            self.offset.copy_(best[2])
-        return best[1]
-
-    def _candidates(self, low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield steps and offsets for parts of the range [low, high]; without an offset, of [-m, m]."""
-        parts = [part / 20 for part in range(1, 21)]
         if self.offset is None:
             largest = torch.maximum(low.abs(), high.abs()) / max(self.highest, 1)
-            yield from ((part * largest, torch.zeros_like(low)) for part in parts)
-            return
-        for below in parts if bool(low < 0) else [1.0]:
-            for above in parts:
-                step = (above * high - below * low) / (self.highest - self.lowest)
-                if bool(step > 0):
-                    yield step, below * low - self.lowest * step
+            return self._best(values, [(part * largest / PARTS, largest * 0) for part in range(1, PARTS + 1)])[0]
         if bool(low == high):  # values that are all alike: any step will do, and theirs is of their size
             step = low.abs() / max(self.highest, 1)
-            yield step, low - self.lowest * step
+            self.offset.copy_(low - self.lowest * step)
+            return step
+        step, offset = self._search(values, low, high)
+        self.offset.copy_(offset)
+        return step
+
+    def _search(self, values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return step and offset: of ranges that end on a grid in [low, high], then of ones beside the best."""
+        levels, part = self.highest - self.lowest, (high - low) / PARTS
+        found = self._best(
+            values,
+            [
+                self._fitting(low + below * part, high - above * part)
+                for below in range(PARTS)
+                for above in range(PARTS - below)
+            ],
+        )
+        for halving in range(1, HALVINGS + 1):
+            low, move = found[1] + self.lowest * found[0], part / 2**halving
+            high = low + levels * found[0]
+            moved = itertools.product((0, -1, 1), repeat=2)
+            found = self._best(
+                values, [self._fitting(low + below * move, high + above * move) for below, above in moved]
+            )
+        return found
+
+    def _fitting(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the step and the offset of the grid that goes from `low` to `high`."""
+        step = (high - low) / (self.highest - self.lowest)
+        return step, low - self.lowest * step
+
+    def _best(self, values: Tensor, tried: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the pair of the least squared error; a range without any width has none."""
+        errors = []
+        for step, offset in tried:
+            moved = values - offset
+            error = (moved - round_to_step(moved, step, self.lowest, self.highest)).square().mean()
+            errors.append(torch.where(step > 0, error, torch.inf))
+        return tried[int(torch.stack(errors).argmin())]
 
     def _clipped(self, x: Tensor) -> Tensor:
         if self.offset is None:

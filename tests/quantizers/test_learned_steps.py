@@ -69,6 +69,40 @@ def test_lsq_plus_starts_near_the_least_error():
     assert found["unsigned_offset"] <= 1.05 * best
 
 
+GATES = {
+    "sigmoid": lambda x: torch.sigmoid(2 * x),
+    "far above zero": lambda x: 20 + x,
+    "far below zero": lambda x: x - 20,
+    "relu": torch.relu,
+    "hardswish": lambda x: torch.nn.functional.hardswish(2 * x),
+    "gauss": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("kind", GATES)
+def test_lsq_plus_starts_near_the_best_of_all_ranges_whatever_the_signs(kind, bits):
+    x = GATES[kind](torch.randn(4000, generator=torch.Generator().manual_seed(1)))
+    quantizer = LSQPlusActivation(bits, Site("x", "input", (4000,), signed=bool(x.min() < 0)))
+    quantizer.calibrate(x)
+    top, low, width = 2**bits - 1, x.min(), x.max() - x.min()
+    best = float("inf")
+    for below in torch.linspace(0, 0.95, 39):
+        start = low + below * width
+        step = (torch.linspace(0.025, 1, 40)[:, None] * (low + width - start)) / top
+        y = torch.round((x - start) / step).clamp(0, top) * step + start
+        best = min(best, float((y - x).square().mean(1).min()))
+    assert float((quantizer(x) - x).detach().square().mean()) <= 1.03 * best
+
+
+def test_lsq_plus_starts_from_values_that_are_all_alike():
+    for value in (3.0, -3.0):
+        quantizer = LSQPlusActivation(4, SIGNED)
+        quantizer.calibrate(torch.full((2, 4, 5, 5), value))
+        assert float(quantizer.step.detach()) > 0
+        assert float(quantizer(torch.tensor([[value]])).detach()) == pytest.approx(value)
+
+
 def test_lsq_plus_refuses_what_has_no_meaning():
     with pytest.raises(ConfigError, match="no level below 0"):
         LSQPlusActivation(4, SIGNED, form="unsigned")
