@@ -24,6 +24,10 @@ class Reestimation(pl.Callback):
 
     At few bits a weight that flips between two levels moves a channel's statistics faster than the running means
     follow (Nagel et al. 2022, arXiv 2203.11086).
+
+    Of several processes each measures its own share of every batch, and all take over those of the first (rank 0).
+    What is kept then rests on `count` * batch size / number of processes images, in batches that much smaller; the
+    others' shares are not averaged in.
     """
 
     def __init__(self, batches: Batches, count: int) -> None:

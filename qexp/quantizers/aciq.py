@@ -3,6 +3,10 @@
 Banner et al. 2019, "Post training 4-bit quantization of convolutional networks for rapid-deployment", arXiv
 1810.05723: clipping from section 3, bit allocation from equation 11. Its clipped activations are `observer=aciq`,
 its bias correction is `calibration.bias_correction=channel`.
+
+Two readings are this project's. Equation 11 allocates bits by the channels' clip levels; with clip=none there are
+none, and half of each channel's range stands for them. And the lowest level is the lower end of the range, no zero
+point is rounded: zero may lie off the grid, so weights of exactly zero need not stay so.
 """
 
 from __future__ import annotations
