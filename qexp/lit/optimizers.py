@@ -102,10 +102,24 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015); `weight_decay` is the coupled L2 penalty, not AdamW's."""
     settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
-    wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
-    _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
     _refuse(eps < 0.0, f"optimizer.eps={eps}: 0 or more.")
-    return torch.optim.Adam(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    return torch.optim.Adam(settings, lr=lr, betas=_two(betas), eps=eps)
+
+
+def adamax(
+    groups: Sequence[Group],
+    *,
+    lr: float,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay: Decay = "weights",
+    update_scale: UpdateScale = "none",
+) -> torch.optim.Optimizer:
+    """AdaMax (Kingma and Ba 2015, algorithm 2); by shifts it is `shift_adamax`. `eps` is added to the gradient."""
+    settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
+    _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0; a weight without a gradient would be 0 / 0.")
+    return torch.optim.Adamax(settings, lr=lr, betas=_two(betas), eps=eps)
 
 
 def shift_adamax(
@@ -126,11 +140,9 @@ def shift_adamax(
         {**setting, "lr": lr, "scale": group.lr_factor}
         for setting, group in zip(_settings(scaled, lr, weight_decay, decay), scaled, strict=True)
     ]
-    wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
-    _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
     _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
     _refuse(variant not in ("paper", "authors"), f"optimizer.variant={variant}: choose paper or authors.")
-    return ShiftAdaMax(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps, variant=variant)
+    return ShiftAdaMax(settings, lr=lr, betas=_two(betas), eps=eps, variant=variant)
 
 
 def by_fan(groups: Sequence[Group], update_scale: UpdateScale) -> list[Group]:
@@ -172,6 +184,12 @@ def _settings(groups: Sequence[Group], lr: float, weight_decay: float, decay: De
         }
         for group in groups
     ]
+
+
+def _two(betas: Sequence[float]) -> tuple[float, float]:
+    wrong = len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas)
+    _refuse(wrong, f"optimizer.betas={list(betas)}: two numbers, each 0 or more, and below 1.")
+    return betas[0], betas[1]
 
 
 def _refuse(wrong: bool, text: str) -> None:

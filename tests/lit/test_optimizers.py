@@ -60,6 +60,19 @@ def test_decay_all_reaches_biases_and_normalization_but_no_alpha():
     assert decay[id(net[2].alpha)] == 0.0
 
 
+def test_adamax_is_its_algorithm():
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimizer = optimizers.adamax([optimizers.Group("weights", (weight,))], lr=0.5, betas=(0.5, 0.25))
+    at, first, largest = weight.detach().double(), torch.zeros(1, 2).double(), torch.zeros(1, 2).double()
+    for step, gradient in enumerate(([[1.0, -4.0]], [[0.5, 0.25]], [[-2.0, 0.0]]), 1):
+        weight.grad = torch.tensor(gradient)
+        optimizer.step()
+        first = 0.5 * first + 0.5 * weight.grad.double()
+        largest = torch.maximum(0.25 * largest, weight.grad.abs().double())
+        at = at - 0.5 / (1 - 0.5**step) * first / largest
+        torch.testing.assert_close(weight.detach().double(), at, rtol=1e-6, atol=1e-6)
+
+
 def test_frozen_parameters_are_left_out():
     net = network()
     net[0].weight.requires_grad_(False)
@@ -75,7 +88,7 @@ def test_adams_decay_is_coupled():
     torch.testing.assert_close(optimizer.state[weight]["exp_avg"], torch.tensor([[0.1 * (0.25 + 0.5 * 2.0)]]))
 
 
-@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
+@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam, optimizers.adamax])
 def test_the_penalty_on_alpha_is_exact_under_every_optimizer(make):
     """No activation reaches alpha, so its gradient is the penalty's: lambda * alpha, once for a shared alpha."""
     first, second = shared_pair()
@@ -125,6 +138,8 @@ def test_settings_without_meaning_are_refused(changes):
         (optimizers.adam, {"lr": 0.1, "betas": [0.9]}, r"optimizer.betas=\[0.9\]: two numbers"),
         (optimizers.adam, {"lr": 0.1, "betas": [0.9, 1.0]}, "optimizer.betas"),
         (optimizers.adam, {"lr": 0.1, "eps": -1.0}, "optimizer.eps=-1.0"),
+        (optimizers.adamax, {"lr": 0.1, "eps": 0.0}, "optimizer.eps=0.0: above 0"),
+        (optimizers.adamax, {"lr": 0.1, "betas": [1.0, 0.9]}, "optimizer.betas"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(make, settings, said):
