@@ -22,6 +22,10 @@ from qexp.errors import DataError
 
 _PRELOADED = ["qexp.data.decoding"]
 
+_AT_WORK: set[object] = set()
+"""Loaders' iterators whose workers are at work. One that only the garbage collector finds has lost its queues
+before it could tell its workers to end, and waits for each of them in vain, for ten seconds."""
+
 
 class Decoding(Dataset):
     """Decodes whole batches in a worker: (epoch, row numbers) -> uint8 images and labels, or the error's text.
@@ -77,12 +81,19 @@ class FileBatches(Batches):
         )
         with forkserver.following():
             batches = iter(loader)
-        while (batch := self._next(batches)) is not None:
-            if isinstance(batch, str):
-                raise DataError(batch)
-            images_, labels = (each.to(device, non_blocking=True) for each in batch)
-            values = normalise(images_, self.scale, self.shift)
-            yield values if self.channels_last else values.contiguous(), labels
+        _AT_WORK.add(batches)
+        try:
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, str):
+                    raise DataError(batch)
+                images_, labels = (each.to(device, non_blocking=True) for each in batch)
+                values = normalise(images_, self.scale, self.shift)
+                yield values if self.channels_last else values.contiguous(), labels
+        finally:
+            _AT_WORK.discard(batches)
+            # Now, not when the last reference is gone: an error keeps it as long as somebody keeps the error.
+            if (end := getattr(batches, "_shutdown_workers", None)) is not None:
+                end()
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor] | str]) -> tuple[Tensor, Tensor] | str | None:
         try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 from itertools import islice
 
@@ -99,6 +101,26 @@ def test_a_truncated_image_is_named_by_a_worker_too(tree):
     with pytest.raises(DataError, match=r"n01/1.JPEG: cannot be decoded \(.*[Tt]runcated") as caught:
         batches_of(imagenet(tree, workers=2))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
+@pytest.mark.parametrize("how", ["an error that is kept", "found by the garbage collector"])
+def test_the_workers_of_an_epoch_that_is_broken_off_end_at_once(tree, how):
+    others = set(multiprocessing.active_children())
+    batches = iter(imagenet(tree, workers=2).train_batches(1, 0, "cpu"))
+    next(batches)
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    if how == "an error that is kept":
+        with pytest.raises(KeyError) as kept:
+            batches.throw(KeyError("of the step"))
+        assert kept.value.__traceback__ is not None
+    else:
+        cycle = [batches]
+        cycle.append(cycle)
+        del batches, cycle
+        gc.collect()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_what_imagenet_really_holds_is_decoded(tree, photographs):
