@@ -48,7 +48,7 @@ def checkpoint(folder: Path, model: str) -> Path:
     ("model", "metric"),
     [
         ("lraspp_mobilenet_v3", "miou"),
-        ("deeplabv3_mobilenet_v3", "miou"),
+        pytest.param("deeplabv3_mobilenet_v3", "miou", marks=pytest.mark.long),
         ("ssdlite320_mobilenet_v3", "map"),
     ],
 )

@@ -199,7 +199,7 @@ exec "$@"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long  # three processes, one after the other: half a minute
 @pytest.mark.parametrize("launcher", ["submitit_slurm"], indirect=True)
 def test_what_slurm_would_be_given(launcher: str, tmp_path: Path) -> None:
     """No Slurm is needed: stand-ins run the script that it would get, with the variables that it would set."""

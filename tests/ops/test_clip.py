@@ -217,7 +217,7 @@ def test_double_input_keeps_its_dtype() -> None:
         ("aot_eager", 15, False, ASR()),
         ("aot_eager", 7, True, DSQ()),
         pytest.param("inductor", 15, False, ste, marks=pytest.mark.slow),
-        pytest.param("inductor", 15, False, ASR(), marks=pytest.mark.slow),
+        pytest.param("inductor", 15, False, ASR(), marks=pytest.mark.long),
     ],
 )
 def test_a_compiled_step_gives_the_same_numbers(
