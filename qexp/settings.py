@@ -71,7 +71,8 @@ class Experiment:
 class Budget:
     """`name` is full, short or smoke; the other keys of the group are what these names stand for.
 
-    `full_epochs` is the length of the recipe, whatever this run takes of it; None where there is no recipe.
+    `full_epochs` is the length of the recipe, whatever this run takes of it; None where there is no recipe. Tables
+    read `full_by_bits` beside it: other lengths for some weights' bits (`w8`).
     """
 
     name: str = "full"

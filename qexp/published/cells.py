@@ -85,7 +85,7 @@ class Cell:
         bound: of `BOUNDS`; a row's.
         read_to: how well the value could be read off a figure, in units of the metric; 0 where that is not known,
             and for numbers in print.
-        spread_from: of `SPREADS`, where the artefact's spread is from in this row.
+        spread_from: of `SPREADS`, whether the artefact's spread is the paper's own run-to-run spread in this row.
     """
 
     paper: str
@@ -126,8 +126,7 @@ class Cell:
 class Artefact:
     """One table or figure: its cells, and `spread`, how far runs may be from them, in units of the metric.
 
-    `spread_from`, of `SPREADS`, tells whether that is the paper's own run-to-run spread. `figure` is one of
-    `FIGURES`, `command` of `COMMANDS`; `experiment` makes its runs.
+    `figure` is one of `FIGURES`, `command` of `COMMANDS`; `experiment` makes its runs.
     """
 
     paper: str
@@ -141,7 +140,6 @@ class Artefact:
     experiment: str
     figure: str = "cells"
     command: str = "train"
-    spread_from: str = SPREADS[0]
 
     @property
     def full_name(self) -> str:
@@ -176,9 +174,6 @@ def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
             experiment=_experiment(plain, name, body),
             figure=_one_of(body.get("figure", "cells"), FIGURES, f"{plain['paper']}/{name}: figure"),
             command=_command(plain),
-            spread_from=_one_of(
-                body.get("spread_from", SPREADS[0]), SPREADS, f"{plain['paper']}/{name}: spread_from"
-            ),
         )
     return artefacts
 
@@ -232,7 +227,10 @@ def _recipe(body: Mapping[str, Any], entry: Mapping[str, Any], column: str) -> d
     """Return what is known of the paper's recipe for one cell, the row's word before the artefact's."""
     found: dict[str, Any] = {}
     for part in (body, entry):
-        found |= part.get("recipe", {}) | part.get("recipes", {}).get(column, {})
+        by_column = part.get("recipes", {})
+        if unknown := sorted(by_column.keys() - body["columns"].keys()):
+            raise ConfigError(f"recipes: no column '{unknown[0]}'.{did_you_mean(unknown[0], body['columns'])}")
+        found |= part.get("recipe", {}) | by_column.get(column, {})
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -131,7 +131,9 @@ class Facts:
         """`30 of 200 epochs`, with fewer training samples and a smoke budget named; empty for the full budget."""
         budget, samples = _node(self.run.config, "budget"), self.recipe.get("dataset.train_samples")
         # Runs from before recipes kept their length have that of their milestones at most.
-        full = budget.get("full_epochs") or self.recipe.get("schedule.of")
+        by_bits = {} if self.is_float else _node(budget, "full_by_bits")
+        full = by_bits.get(self.bits.partition("a")[0]) or budget.get("full_epochs")
+        full = full or self.recipe.get("schedule.of")
         parts = []
         if isinstance(full, int) and self.epochs is not None and self.epochs < full:
             parts.append(f"{self.epochs} of {full} epochs")

@@ -18,7 +18,7 @@ _CLASS = "model._target_"
 def changed(one: Facts) -> dict[str, Any]:
     """Return the settings `model.*` of a run that are not its option's own; none for a user's own network."""
     usual = _own(one.model)
-    if not usual:
+    if not usual or one.recipe.get(_CLASS) != usual.get("_target_"):
         return {}
     asked = {key: value for key, value in one.recipe.items() if key.startswith(_PREFIX) and key != _CLASS}
     return {key: value for key, value in asked.items() if not same(value, usual.get(key.removeprefix(_PREFIX)))}

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, Facts, facts
-from qexp.report.groups import keys_apart
+from qexp.report.groups import by_origin, keys_apart
 from qexp.report.networks import network_text
 from qexp.report.progress import finished_epochs
 from qexp.report.series import Series, learned, read_series
@@ -93,7 +93,7 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
     Raises:
         ConfigError: none of the runs logged a loss or an accuracy.
     """
-    described = [facts(run) for run in runs]
+    described = by_origin([facts(run) for run in runs])
     data = [read_series(run.path) for run in runs]
     quantities = [kind for kind in ("loss", "accuracy") if any(_has(series, kind) for series in data)]
     if not quantities:
@@ -164,14 +164,12 @@ def labels(runs: Sequence[Facts]) -> list[str]:
     keys = [key for key in keys_apart(runs) if len({str(run.get(key)) for run in runs}) > 1]
     if not keys:
         keys = ["seed"] if len({run.seed for run in runs}) > 1 else ["quantizer", "bits"]
-    return [" ".join(filter(None, (_label_part(run, key) for key in keys))) for run in runs]
-
-
-def _label_part(run: Facts, key: str) -> str:
-    value = run.get(key)
-    if value == ABSENT:
-        return ""
-    return str(value) if key in ("model", "dataset", "quantizer", "bits") else f"{key.rsplit('.', 1)[-1]} {value}"
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    short = {key: key.rpartition(".")[2] for key in keys}
+    names = {key: word if last[word] == 1 else key for key, word in short.items()}
+    names |= dict.fromkeys(("model", "dataset", "quantizer", "bits"), "")
+    parts = [[f"{names[key]} {run.get(key)}".strip() for key in keys if run.get(key) != ABSENT] for run in runs]
+    return list(map(" ".join, parts))
 
 
 def run_caption(run: Facts) -> str:

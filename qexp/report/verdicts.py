@@ -62,8 +62,8 @@ def verdict(
         spread: the paper's own run-to-run spread, likewise; decides below three runs.
         metric: what is measured.
         ours: the paper gives no spread; this one was chosen here.
-        known_to: half of the last printed digit.
-        read_to: how well the value could be read off a figure, where it was; 0 elsewhere.
+        known_to: half of the last printed digit, likewise.
+        read_to: how well the value could be read off a figure, likewise; 0 where it was not.
 
     Returns:
         From three runs on `agrees` (the 95% interval reaches what the published value may be), `below` or `above`
@@ -86,7 +86,7 @@ def verdict(
 
 def _reach(spread: float, read_to: float, metric: str, *, ours: bool) -> str:
     """Say how far a run may be from a published value, and why; what reading a figure adds stands by itself."""
-    digits = "{:.1f} points" if is_share(metric) else "{:.2g}"
+    digits = "{:.2g} points" if is_share(metric) else "{:g}"
     spread, read_to = (100 * value if is_share(metric) else value for value in (spread, read_to))
     if read_to and not spread:
         return f"what could be read off ({digits.format(read_to)})"
@@ -120,8 +120,8 @@ def in_its_digits(printed: str, measured: Summary) -> str:
     """
     number = Decimal(printed)
     last = Decimal(1).scaleb(int(number.as_tuple().exponent))
-    same = round(Decimal(measured.mean) / last) == round(number / last)
-    return f"{'agrees in every' if same else 'differs in a'} printed digit, n = {measured.n}"
+    alike = round(Decimal(measured.mean) / last) == round(number / last)
+    return f"{'agrees in every' if alike else 'differs in a'} printed digit, n = {measured.n}"
 
 
 def published_table(
@@ -179,9 +179,9 @@ def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | 
         return Summary(len(group.values), _STATISTICS[cell.statistic](group.values), None)
     if cell.quantity != "degradation":
         return group.summary
-    same = [run for run in finished if run.baseline_key() == group.first.baseline_key()]
+    alike = [run for run in finished if run.baseline_key() == group.first.baseline_key()]
     wanted = cell.baseline or {"quantizer": "none"}
-    for baseline in matching(wanted, cell.metric, same):
+    for baseline in matching(wanted, cell.metric, alike):
         base = baseline.by_seed
         lost = [base[seed] - value for seed, value in group.by_seed.items() if seed in base]
         if lost:

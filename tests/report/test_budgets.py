@@ -94,6 +94,9 @@ def test_8_bits_are_trained_for_one_epoch_by_lsq_alone() -> None:
     words = ("quantizer=lsq", "bits=8", "epochs=1")
     assert described("recipe=lsq/imagenet", *words).shortened == ""
     assert described("recipe=lglsq/resnet", *words).shortened == "1 of 90 epochs"
+    # A float network has no bits, whatever is typed beside it.
+    for bits in ("bits=8", "bits=4"):
+        assert described("recipe=lsq/imagenet", "quantizer=none", bits, "epochs=30").shortened == "30 of 90 epochs"
 
 
 def test_an_earlier_runs_length_is_its_milestones() -> None:

@@ -56,6 +56,20 @@ def test_a_table_across_names_it(narrow: Make, tmp_path: Path) -> None:
     assert any("model.width 0.25" in note for note in table.notes)
 
 
+def test_a_table_across_networks_says_it_below(narrow: Make, make_run: Make, tmp_path: Path) -> None:
+    narrow("pact", 4)
+    names = {"model": "resnet20", "dataset": "cifar10", "quantizer": "qnn_binary"}
+    make_run("pact", 4, 0, 0.8, names=names)
+    table = across_table(find_runs(tmp_path), "test_accuracy", "model")
+    assert len(table.rows) == 1
+    assert "qnn_convnet is qnn_convnet (model.width=0.25)." in table.notes
+
+
+def test_a_network_of_ones_own_under_a_shipped_name_has_its_own_settings(narrow: Make) -> None:
+    one = facts(read_run(narrow(model={"_target_": "mine.Net", "width": 3})))
+    assert changed(one) == {}
+
+
 def test_figures_of_runs_name_it(narrow: Make, tmp_path: Path) -> None:
     path = narrow()
     for figure in (alpha_figure(path), curves_figure(find_runs(tmp_path))):
@@ -80,7 +94,13 @@ def test_what_a_paper_or_its_experiment_asks_for_is_no_other_network(narrow: Mak
 
 def test_an_option_stands_on_another(make_run: Make) -> None:
     names = {"model": "rnn", "dataset": "ptb", "quantizer": "pact"}
-    model = {"_target_": "x", "cell": "rnn", "units": 256, "layers": 1, "embedding": 128}
+    model = {
+        "_target_": "qexp.models.recurrent.LanguageModel",
+        "cell": "rnn",
+        "units": 256,
+        "layers": 1,
+        "embedding": 128,
+    }
     assert changed(facts(read_run(make_run(names=names, model=model)))) == {"model.units": 256}
     unknown = {**names, "model": "of_a_user"}
     assert changed(facts(read_run(make_run(names=unknown, model=model)))) == {}

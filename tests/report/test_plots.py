@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,27 @@ def test_seeds_of_a_recipe_share_a_colour(make_run: MakeRun, alpha_rows: Rows, t
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dorefa w2a2", "pact w4a4 (3 runs)"]
     colours = [line.get_color() for line in figure.axes[0].lines]
     assert len(colours) == 8 and len(set(colours)) == 2
+
+
+def test_settings_of_one_last_word_are_told_apart(make_run: MakeRun, alpha_rows: Rows, tmp_path: Path) -> None:
+    for kind in ("weight", "activation"):
+        make_run("pact", 4, 0, metrics=alpha_rows(2, 5), **{f"quantizer.{kind}.scope": "channel"})
+    names = [text.get_text() for text in curves_figure(find_runs(tmp_path)).legends[0].get_texts()]
+    assert len(set(names)) == 2
+    assert any("quantizer.weight.scope channel" in name for name in names)
+
+
+def test_seeds_from_float_runs_of_their_own_are_one_recipe(
+    make_run: MakeRun, alpha_rows: Rows, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        path = make_run("pact", 4, seed, metrics=alpha_rows(2, 5), **{"model.weights": f"float{seed}"})
+        result = json.loads((path / "result.json").read_text())
+        result |= {"weights_digest": f"{seed}abc", "weights_recipe": "made alike"}
+        (path / "result.json").write_text(json.dumps(result))
+    make_run("dorefa", 2, 0, metrics=alpha_rows(2, 5), **{"model.weights": "float0"})
+    names = [text.get_text() for text in curves_figure(find_runs(tmp_path)).legends[0].get_texts()]
+    assert any("(2 runs)" in name for name in names), names
 
 
 def test_another_training_loss_is_named(make_run: MakeRun, alpha_rows: Rows, tmp_path: Path) -> None:
