@@ -11,7 +11,7 @@ from typing import Any
 
 from qexp.build import locate
 from qexp.calibration import VERSIONS
-from qexp.config import Config, LayerSetting
+from qexp.config import PLAIN_ROUNDING, Config, LayerSetting
 
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
@@ -129,6 +129,7 @@ def _quantization(config: Config) -> dict[str, Any] | None:
         "rounding": config.rounding,
         **({} if config.discretisation is None else {"discretisation": config.discretisation}),
         "versions": {**{target: _version(target) for target in targets}, **_rounding_versions(config)},
+        **_soft_versions(config, targets),
         "bits": widths,
         "layers": [_layer(setting) for setting in config.layers],
         "lambda_alpha": config.lambda_alpha if any(_has_alpha(target) for target in targets) else None,
@@ -139,6 +140,15 @@ def _rounding_versions(config: Config) -> dict[str, int]:
     """Return the versions of the rounding and of what is around it, but for first ones (see `_stage_versions`)."""
     targets = [str(node["_target_"]) for node in (config.rounding, config.discretisation) if node is not None]
     return {target: _version(target) for target in targets if _version(target) > 1}
+
+
+def _soft_versions(config: Config, targets: list[str]) -> dict[str, dict[str, int]]:
+    """Return the quantizers' versions that count under a rounding other than the plain one, but for first ones."""
+    if config.rounding["_target_"] == PLAIN_ROUNDING:
+        return {}
+    found = {target: getattr(locate(target), "soft_version", 1) for target in targets}
+    later = {target: version for target, version in found.items() if version > 1}
+    return {"soft_versions": later} if later else {}
 
 
 def _version(target: str) -> int:

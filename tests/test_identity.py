@@ -127,6 +127,24 @@ def test_a_new_version_of_the_maths_is_a_new_run(monkeypatch: pytest.MonkeyPatch
     assert name(parsed()) != before
 
 
+@pytest.mark.parametrize("rounding", ["asr", "soft_round", "dsq"])
+def test_the_gradient_of_clip_levels_renames_soft_rounding_where_a_level_has_one(rounding: str) -> None:
+    def found(*words: str) -> dict[str, Any]:
+        return dict(identity(parsed(*words, "bits=3"), DIGESTS)["quantization"])
+
+    pact = {"qexp.quantizers.pact.PACT": 2}
+    assert found("quantizer=pact", f"rounding={rounding}")["soft_versions"] == pact
+    plain = compose("quantizer=dorefa", "bits=3", f"rounding={rounding}")
+    plain["layers"] = {"layers.0": {"quantizer": {"name": "pact", **compose("quantizer=pact")["quantizer"]}}}
+    assert identity(parse(plain), DIGESTS)["quantization"]["soft_versions"] == pact
+    assert list(found("quantizer=relu", f"rounding={rounding}")["soft_versions"].values()) == [2]
+    assert "soft_versions" not in found("quantizer=pact")
+    for other in ("lsq", "lsq_plus", "llsq", "lglsq", "dorefa", "wrpn", "clip"):
+        content = found(f"quantizer={other}", f"rounding={rounding}")
+        assert "soft_versions" not in content
+        assert not any(target.startswith("qexp.ops.rounding.") for target in content["versions"])
+
+
 def test_compiled_steps_are_other_runs() -> None:
     assert name(parsed(), compiled=True) != name(parsed(), compiled=False)
     assert name(parsed("trainer.compile=true"), compiled=True) == name(parsed(), compiled=True)

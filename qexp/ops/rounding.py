@@ -89,8 +89,6 @@ class ASR(SoftCells):
         ConfigError: a sharpness that is not above 0; an unknown mode; a `k_end` that nothing would go to.
     """
 
-    version: ClassVar[int] = 2  # since a clip level's gradient is 1, not the staircase's slope at its end
-
     K_END = 10.0
     k: Tensor
 
@@ -148,8 +146,6 @@ class SoftRound(SoftCells):
         alpha: sharpness, above 0.
     """
 
-    version: ClassVar[int] = 2  # since a clip level's gradient is 1, not the staircase's slope at its end
-
     def __init__(self, *, alpha: float = 4.0) -> None:
         super().__init__()
         self.alpha = _sharpness("rounding.alpha", alpha)
@@ -168,8 +164,6 @@ class DSQ(SoftCells):
     Args:
         a: start value, above 0 and below 1; 0.2 in that code. It is held in [0.001, 0.999].
     """
-
-    version: ClassVar[int] = 2  # since a clip level's gradient is 1, not the staircase's slope at its end
 
     SMALLEST, LARGEST = 1e-3, 1 - 1e-3
 

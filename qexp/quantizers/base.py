@@ -95,6 +95,9 @@ class Quantizer(nn.Module):
     version: ClassVar[int] = 1
     """Of the method's maths; part of every run's identity. Raise it when the numbers change."""
 
+    soft_version: ClassVar[int] = 1
+    """Of what only a rounding other than the plain one changes; counts in the identity of runs that have one."""
+
     supported_bits: ClassVar[tuple[int, ...]] = BITS
 
     acts_at_32: ClassVar[bool] = False

@@ -47,6 +47,7 @@ class PACT(Quantizer):
         ConfigError: alpha not above 0; a scope that needs a shape where none is known; a signed site at 1 bit.
     """
 
+    soft_version: ClassVar[int] = 2  # since alpha's gradient is 1, not the slope of a soft rounding's end
     acts_at_32: ClassVar[bool] = True
 
     def __init__(

@@ -54,6 +54,7 @@ class QuantizedReLU(Quantizer):
     running_maximum: Tensor
     """0 until a batch was seen in training; till then evaluation takes its own batch's."""
 
+    soft_version: ClassVar[int] = 2  # since the maximum's gradient is 1, not the slope of a soft rounding's end
     acts_at_32: ClassVar[bool] = False
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, momentum: float = 0.1) -> None:
