@@ -108,7 +108,8 @@ class LSQPlusActivation(LSQ):
         low, high = torch.aminmax(values)
         if self.offset is None:
             largest = torch.maximum(low.abs(), high.abs()) / max(self.highest, 1)
-            return self._best(values, [(part * largest / PARTS, largest * 0) for part in range(1, PARTS + 1)])[0]
+            parts = [part / PARTS for part in range(1, PARTS + 1)]
+            return self._best(values, [(part * largest, torch.zeros_like(low)) for part in parts])[0]
         if bool(low == high):  # values that are all alike: any step will do, and theirs is of their size
             step = low.abs() / max(self.highest, 1)
             self.offset.copy_(low - self.lowest * step)

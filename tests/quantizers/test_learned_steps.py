@@ -69,6 +69,19 @@ def test_lsq_plus_starts_near_the_least_error():
     assert found["unsigned_offset"] <= 1.05 * best
 
 
+@pytest.mark.parametrize(("form", "site"), [("signed", SIGNED), ("unsigned", INPUT)])
+def test_without_an_offset_the_start_is_a_twentieth_of_the_range_bit_for_bit(form, site):
+    for seed in range(5):
+        x = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(seed))
+        x = x if site.signed else x.relu()
+        quantizer = LSQPlusActivation(3, site, form=form)
+        quantizer.calibrate(x)
+        largest = x.abs().max() / (3 if site.signed else 7)
+        assert quantizer.step.item() in [(part / 20 * largest).item() for part in range(1, 21)], (
+            "runs with version 2 had such a start"
+        )
+
+
 GATES = {
     "sigmoid": lambda x: torch.sigmoid(2 * x),
     "far above zero": lambda x: 20 + x,
