@@ -149,6 +149,10 @@ class ArraySource(ImageSource):
         """Whether the training images have labels."""
         return self.splits["train"].labelled
 
+    def missing_labels(self) -> str:
+        """Name file and key: of what is read here, one .npz file alone may lack labels."""
+        return f"{self.files()[0]}: no y_train in it"
+
     @property
     def mean(self) -> tuple[float, ...]:
         """Per channel, as given or of the training images."""
@@ -202,7 +206,8 @@ class ArraySource(ImageSource):
             return "val", torch.arange(len(self.splits["val"].labels))
         held = torch.from_numpy(self._training_rows()[1])
         if len(held):
-            self.require_training_labels(f"dataset.validation={self.validation}")
+            way_out = "dataset.validation=0 does not"
+            self.require_training_labels(f"dataset.validation={self.validation}", way_out)
         return "train", held
 
     def chosen_rows(self, count: int, seed: int | None) -> Tensor:

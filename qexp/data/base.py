@@ -115,13 +115,19 @@ class DataSource(ABC):
         """Whether the training samples have labels; calibration needs none."""
         return True
 
-    def require_training_labels(self, what: str) -> None:
-        """Raise DataError where the training samples have no labels, which `what` needs."""
+    def missing_labels(self) -> str:
+        """Return what an error says of training samples without labels: where they were looked for."""
+        return f"{self.name}: no labels of its training samples"
+
+    def require_training_labels(self, what: str, way_out: str = "qexp ptq calibrates without any") -> None:
+        """Raise DataError where the training samples have no labels, which `what` needs.
+
+        Args:
+            what: the beginning of "... needs labels of the training samples".
+            way_out: what can be done instead.
+        """
         if not self.train_labelled:
-            raise DataError(
-                f"{what} needs labels, and the training samples of {self.name} have none; qexp ptq calibrates on"
-                " such samples."
-            )
+            raise DataError(f"{self.missing_labels()}; {what} needs labels of the training samples, {way_out}.")
 
     def check(self) -> None:  # noqa: B027 - most sets are known by their digest
         """Read the data as far as that finds mistakes, before a run's folder is made. Default: nothing.

@@ -24,7 +24,8 @@ def read_npz(file: Path) -> Splits:
     Images are uint8 (samples, height, width[, channels]), labels integers (samples,).
 
     Raises:
-        DataError: the file is damaged, a key is missing, or an array has another type or shape.
+        DataError: the file is damaged, a key is missing, an array has another type or shape, or a y_train that is
+            there holds no label.
     """
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -39,13 +40,19 @@ def read_npz(file: Path) -> Splits:
                 raise DataError(f"{file}: {half[0]} has no partner; a validation split has x_val and y_val.")
             images = {name: archive[f"x_{name}"] for name in ("train", "val", "test") if f"x_{name}" in keys}
             arrays = {
-                name: (each, archive[f"y_{name}"] if f"y_{name}" in keys else np.full(len(each), NO_LABEL))
+                name: (each, archive[f"y_{name}"] if f"y_{name}" in keys else np.full(each.shape[:1], NO_LABEL))
                 for name, each in images.items()
             }
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file}: not a readable .npz file ({reason}); fetch or write it again.") from error
-    return {name: make_split(*pair, where=f"{file}, {name} split") for name, pair in arrays.items()}
+    splits = {name: make_split(*pair, where=f"{file}, {name} split") for name, pair in arrays.items()}
+    if "y_train" in keys and not splits["train"].labelled:
+        raise DataError(
+            f"{file}: label {NO_LABEL} of sample 0 and of every other in y_train; labels are 0 or more, and a file"
+            " without training labels has no y_train."
+        )
+    return splits
 
 
 class Npz(ArraySource):

@@ -193,6 +193,8 @@ def arrays(patches, **changes) -> dict[str, np.ndarray]:
         ({"y_train": np.zeros(20)}, "the labels are float64"),
         ({"y_train": np.zeros(19, np.int64)}, "20 images and 19 labels"),
         ({"y_test": np.full(20, 10)}, r"label 10 of sample 0 is outside 0 ... 9"),
+        ({"y_train": np.full(20, -1)}, r"cifar10.npz: label -1 of sample 0 and of every other in y_train"),
+        ({"y_train": np.full((20, 1), -1)}, r"cifar10.npz: label -1 of sample 0 and of every other in y_train"),
         ({"y_train": np.arange(20) % 10 - 1}, r"label -1 of sample 0 is outside 0 ... 9"),
         ({"y_test": np.full(20, -1)}, r"label -1 of sample 0 is outside 0 ... 9"),
         ({"x_test": np.zeros((0, 32, 32, 3), np.uint8), "y_test": np.zeros(0, np.int64)}, "0 images and 0 labels"),
@@ -215,12 +217,24 @@ def test_training_images_without_labels_are_there_to_look_at_and_for_nothing_els
     ((images, _),) = source.training_samples(7, None, "cpu", seed=0)
     assert len(images) == 7
     assert source.validation_batches(None, "cpu") is None
-    with pytest.raises(DataError, match="training needs labels, and the training samples of npz have none"):
+    with pytest.raises(DataError, match=r"/data\.npz: no y_train in it; training needs labels .*qexp ptq"):
         source.train_batches(4, 0, "cpu")
     held = Npz(file=str(tmp_path / "data.npz"), validation=0.2)
     assert len(held.training_samples(20, None, "cpu").plan.rows) == 16
-    with pytest.raises(DataError, match=r"dataset\.validation=0\.2 needs labels"):
+    said = r"/data\.npz: no y_train in it; dataset\.validation=0\.2 needs labels .*dataset\.validation=0 does not"
+    with pytest.raises(DataError, match=said):
         held.validation_batches(None, "cpu")
+    np.savez(tmp_path / "data.npz", **given | {"x_train": np.zeros((), np.uint8)})
+    with pytest.raises(DataError, match=r"train split: the images have shape \(\)"):
+        Npz(file=str(tmp_path / "data.npz")).train_batches(4, 0, "cpu")
+
+
+def test_a_known_set_without_training_labels_names_its_file_too(tmp_path, patches):
+    given = arrays(patches)
+    del given["y_train"]
+    np.savez(tmp_path / "cifar10.npz", **given)
+    with pytest.raises(DataError, match=r"/cifar10\.npz: no y_train in it; training needs labels"):
+        CIFAR10(root=str(tmp_path)).train_batches(4, 0, "cpu")
 
 
 def test_missing_keys_are_named(tmp_path, patches):
