@@ -8,7 +8,7 @@ from torch import Tensor
 from qexp.ops.uniform import Kind, make_grid, spread_axes
 
 CANDIDATES = 80
-"""Ranges that are tried, evenly from a fifth of the whole one to all of it."""
+"""In how many even parts a search divides what lies between its largest and its smallest candidate."""
 
 
 def percentile_range(x: Tensor, gamma: float, channels: bool) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,9 @@ def percentile_range(x: Tensor, gamma: float, channels: bool) -> tuple[Tensor, T
 
 
 def squared_error_range(x: Tensor, kind: Kind, bits: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the share of the range [low, high] whose grid has the least squared error, each channel's own.
+    """Return the part of the range [low, high] whose grid has the least squared error, each channel's own.
+
+    Tried are parts from the whole range to a fifth of it, evenly spaced.
 
     Args:
         x: weights (channels, ...), any number of dimensions.
@@ -51,17 +53,17 @@ def least_squares_step(x: Tensor, lowest: int, highest: int, channels: bool) -> 
     """Return the step whose multiples from `lowest` to `highest` come nearest to `x` in the sum of squares.
 
     Of many starts, each improved in three sweeps: the integers for a step, then the best step for these integers
-    (<x, q> / <q, q>). They reach from a fifth of what takes the largest |x| to the longer end to 1.2 of what takes
-    it to `highest`, where few weights often have it.
+    (<x, q> / <q, q>). The largest start is 1.2 times the step that takes the largest |x| to the nearer end, where
+    few weights often have their best one; the smallest is a fifth of the step that takes it to the farther end.
 
     Args:
         x: weights (channels, ...).
-        lowest, highest: integers, of both signs.
+        lowest, highest: integers, one below 0 and one above.
         channels: a step for each channel, shaped to broadcast; else one. All-zero weights get 0.
     """
     rows = x.float().flatten(1) if channels else x.float().reshape(1, -1)
     magnitude = rows.abs().amax(1, keepdim=True)
-    smallest, largest = 0.2 / max(-lowest, highest), 1.2 / highest
+    smallest, largest = 0.2 / max(-lowest, highest), 1.2 / min(-lowest, highest)
     best, least = torch.zeros_like(magnitude), rows.square().sum(1, keepdim=True)
     for index in range(CANDIDATES + 1):
         step = magnitude * (largest - (largest - smallest) * index / CANDIDATES)

@@ -24,3 +24,11 @@ def test_few_weights_whose_largest_is_positive_get_their_step(bits: int, worst: 
     ratio = found / best
     assert ratio.max() < worst
     assert found.sum() < summed * best.sum()
+
+
+def test_an_uneven_grid_is_searched_as_far_as_its_nearer_end_asks() -> None:
+    rows = torch.tensor([[-1.0, 0.02, 0.9, 0.95]])
+    for x, lowest, highest in ((rows, -1, 7), (-rows, -7, 1)):
+        step = least_squares_step(x, lowest, highest, channels=True)
+        # Every weight is close to 0 or to one step of about 0.95; with the small steps -1 would be far outside.
+        assert step.item() == pytest.approx(0.95, abs=0.01)
