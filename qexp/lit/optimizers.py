@@ -102,7 +102,7 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015); `weight_decay` is the coupled L2 penalty, not AdamW's."""
     settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
-    _refuse(eps < 0.0, f"optimizer.eps={eps}: 0 or more.")
+    _refuse(not eps >= 0.0, f"optimizer.eps={eps}: 0 or more.")
     return torch.optim.Adam(settings, lr=lr, betas=_two(betas), eps=eps)
 
 
@@ -116,9 +116,9 @@ def adamax(
     decay: Decay = "weights",
     update_scale: UpdateScale = "none",
 ) -> torch.optim.Optimizer:
-    """AdaMax (Kingma and Ba 2015, algorithm 2); by shifts it is `shift_adamax`. `eps` is added to the gradient."""
+    """AdaMax (Kingma and Ba 2015, algorithm 2); by shifts it is `shift_adamax`. `eps` is added to |gradient|."""
     settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
-    _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0; a weight without a gradient would be 0 / 0.")
+    _refuse(not eps > 0.0, f"optimizer.eps={eps}: above 0; a weight without a gradient would be 0 / 0.")
     return torch.optim.Adamax(settings, lr=lr, betas=_two(betas), eps=eps)
 
 
@@ -140,7 +140,7 @@ def shift_adamax(
         {**setting, "lr": lr, "scale": group.lr_factor}
         for setting, group in zip(_settings(scaled, lr, weight_decay, decay), scaled, strict=True)
     ]
-    _refuse(eps <= 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
+    _refuse(not eps > 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
     _refuse(variant not in ("paper", "authors"), f"optimizer.variant={variant}: choose paper or authors.")
     return ShiftAdaMax(settings, lr=lr, betas=_two(betas), eps=eps, variant=variant)
 

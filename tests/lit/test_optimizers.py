@@ -138,7 +138,9 @@ def test_settings_without_meaning_are_refused(changes):
         (optimizers.adam, {"lr": 0.1, "betas": [0.9]}, r"optimizer.betas=\[0.9\]: two numbers"),
         (optimizers.adam, {"lr": 0.1, "betas": [0.9, 1.0]}, "optimizer.betas"),
         (optimizers.adam, {"lr": 0.1, "eps": -1.0}, "optimizer.eps=-1.0"),
+        (optimizers.adam, {"lr": 0.1, "eps": float("nan")}, "optimizer.eps=nan: 0 or more"),
         (optimizers.adamax, {"lr": 0.1, "eps": 0.0}, "optimizer.eps=0.0: above 0"),
+        (optimizers.adamax, {"lr": 0.1, "eps": float("nan")}, "optimizer.eps=nan: above 0"),
         (optimizers.adamax, {"lr": 0.1, "betas": [1.0, 0.9]}, "optimizer.betas"),
     ],
 )

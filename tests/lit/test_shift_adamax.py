@@ -133,8 +133,9 @@ def test_the_scale_by_fan(scale: str, linear: float, convolution: float) -> None
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"variant": "code"}, "variant=code"), ({"eps": 0.0}, "eps=0"), ({"betas": (1.0, 0.9)}, "betas="),
-     ({"lr": 0.0}, "lr=0"), ({"update_scale": "glorot"}, "update_scale=glorot")],
+    [({"variant": "code"}, "variant=code"), ({"eps": 0.0}, "eps=0"), ({"eps": math.nan}, "eps=nan"),
+     ({"betas": (1.0, 0.9)}, "betas="), ({"lr": 0.0}, "lr=0"),
+     ({"update_scale": "glorot"}, "update_scale=glorot")],
 )  # fmt: skip
 def test_refused(changes: dict, named: str) -> None:
     weight = nn.Parameter(torch.zeros(2, 2))
