@@ -8,7 +8,7 @@ from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, SUBJECT
 from qexp.report.groups import Group, group_runs
 from qexp.report.measured import caption, epochs_text, header, usable
-from qexp.report.networks import changed, network_text
+from qexp.report.networks import changed, changed_in_any, network_text
 from qexp.report.numbers import by_size, value_text
 from qexp.report.tables import Column, Table
 from qexp.runs import Run
@@ -33,11 +33,10 @@ def across_table(runs: Sequence[Run], metric: str, key: str, by: Sequence[str] |
     if key == "seed":
         raise ConfigError("--across seed: a cell is the mean over the seeds; `--by seed` has a row for each.")
     finished, notes = usable(runs, metric)
-    other = [run for run in finished if changed(run)]
-    networks = dict.fromkeys(name for run in other for name in changed(run))
+    networks = changed_in_any(finished)
     if key == "model":  # each column is a network of its own: what is changed in it is said below
-        notes = [*dict.fromkeys(f"{run.model} is {network_text(run)}." for run in other), *notes]
-        networks = {}
+        said = dict.fromkeys(f"{run.model} is {network_text(run)}." for run in finished if changed(run))
+        notes, networks = [*said, *notes], []
     groups = group_runs(finished, metric, by, also=[key, *networks])
     values = sorted({_value(group, key) for group in groups} - {FLOAT}, key=by_size)
     if groups and not set(values) - {ABSENT}:

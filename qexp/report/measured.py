@@ -9,7 +9,7 @@ from qexp.errors import ConfigError, did_you_mean
 from qexp.report.against import paired, paired_text, partner
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, baseline_difference, by_origin, group_runs, metric_of, metrics_of
-from qexp.report.networks import changed
+from qexp.report.networks import changed_in_any
 from qexp.report.numbers import change_text, interval_text, unit, value_text
 from qexp.report.progress import progress_text
 from qexp.report.tables import Column, Table
@@ -60,7 +60,7 @@ def measured_table(
     floats = group_runs([run for run in finished if run.is_float], metric)
     keys = list(groups[0].keys) if groups else list(SUBJECT)
     keys += [key for key in _SHOWN_WHEN_DIFFERENT if key not in keys and _differ(groups, key)]
-    keys += [key for key in other_networks(groups) if key not in keys]
+    keys += [key for key in changed_in_any(group.first for group in groups) if key not in keys]
     if by is None and CORRECTION not in keys and _made_by("ptq", groups):
         keys.append(CORRECTION)
     columns = _columns(keys, metric, epochs=bool(_made_by("train", groups)) or not groups)
@@ -151,11 +151,6 @@ def epochs_text(group: Group) -> str:
     if one.shortened:
         return f"shortened: {one.shortened.removesuffix(' epochs')}"
     return ABSENT if one.epochs is None else str(one.epochs)
-
-
-def other_networks(groups: Sequence[Group]) -> list[str]:
-    """Return the settings of a network in which any of the rows is not what its option says."""
-    return list(dict.fromkeys(key for group in groups for key in changed(group.first)))
 
 
 def _columns(keys: Sequence[str], metric: str, *, epochs: bool) -> list[Column]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,11 @@ def changed(one: Facts) -> dict[str, Any]:
         return {}
     asked = {key: value for key, value in one.recipe.items() if key.startswith(_PREFIX) and key != _CLASS}
     return {key: value for key, value in asked.items() if not same(value, usual.get(key.removeprefix(_PREFIX)))}
+
+
+def changed_in_any(runs: Iterable[Facts]) -> list[str]:
+    """Return the settings `model.*` in which any of these runs has another network than its option's."""
+    return list(dict.fromkeys(key for one in runs for key in changed(one)))
 
 
 def network_text(one: Facts) -> str:

@@ -164,8 +164,8 @@ def labels(runs: Sequence[Facts]) -> list[str]:
     keys = [key for key in keys_apart(runs) if len({str(run.get(key)) for run in runs}) > 1]
     if not keys:
         keys = ["seed"] if len({run.seed for run in runs}) > 1 else ["quantizer", "bits"]
-    last = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: key.rpartition(".")[2] for key in keys}
+    last = Counter(short.values())
     names = {key: word if last[word] == 1 else key for key, word in short.items()}
     names |= dict.fromkeys(("model", "dataset", "quantizer", "bits"), "")
     parts = [[f"{names[key]} {run.get(key)}".strip() for key in keys if run.get(key) != ABSENT] for run in runs]
