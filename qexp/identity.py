@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qexp.build import locate
 from qexp.calibration import VERSIONS
 from qexp.config import PLAIN_ROUNDING, Config, LayerSetting
+from qexp.later import without_later
 
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
@@ -19,20 +20,8 @@ FORMAT = 1
 _PLACES = ("root", "file", "val_list", "download", "cache", "weights", "teacher", "eval_batch_size", "workers")
 """Keys of the nodes `dataset` and `model` that say where things are: a digest stands for what they hold."""
 
-_LATER: dict[str, dict[str, tuple[object, ...]]] = {
-    "": {"train_samples": (None,)},
-    "qexp.lit.task.Classification": {
-        "loss": ("cross_entropy",),
-        "distillation": (0, 0.0),
-        "temperature": (1, 1.0),
-        "teacher": (None,),
-        "gradient_clip": (None,),
-    },
-    "qexp.lit.optimizers.adam": {"update_scale": ("none",)},
-    "qexp.data.digits.Digits": {"shape": (None, [1, 8, 8])},
-}
-"""Target ("" for all) -> key that came after the first runs -> values that mean what its absence meant: with those
-it is left out, so that earlier runs keep their names."""
+_TASK_PLACES = ("teacher",)
+"""Likewise, of a task, whose own arguments may have any other of these names."""
 
 _METHOD_KEYS = ("weight", "activation")
 
@@ -53,8 +42,8 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
     """
     content = {
         "format": FORMAT,
-        "dataset": _without_places(config.dataset),
-        "model": _without_places(config.model),
+        "dataset": _told(config.dataset, _PLACES),
+        "model": _told(config.model, _PLACES),
         "digests": dict(digests),
         "seed": config.seed,
         "quantization": _quantization(config),
@@ -72,8 +61,8 @@ def _training(config: Config, compiled: bool | None) -> dict[str, Any]:
     again = {} if config.batch_norm_batches is None else {"batch_norm_batches": config.batch_norm_batches}
     return {
         **again,
-        "task": _without_places(config.task),
-        "optimizer": _without_places(config.optimizer),
+        "task": _told(config.task, _TASK_PLACES),
+        "optimizer": _told(config.optimizer),
         "schedule": config.schedule,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
@@ -184,13 +173,9 @@ def _has_alpha(target: str) -> bool:
     return any("penalized" in vars(base) for base in bases if base.__module__ != "qexp.quantizers.base")
 
 
-def _without_places(node: Mapping[str, Any]) -> dict[str, Any]:
-    later = _LATER[""] | _LATER.get(str(node.get("_target_")), {})
-    return {
-        key: value
-        for key, value in node.items()
-        if key not in _PLACES and not (key in later and value in later[key])
-    }
+def _told(node: Mapping[str, Any], places: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a node without places, and as earlier runs, which keep their names, have it."""
+    return {key: value for key, value in without_later(node).items() if key not in places}
 
 
 def canonical(value: Any) -> Any:
@@ -224,6 +209,16 @@ def run_id(config: Config, identity: Mapping[str, Any]) -> str:
     names = config.names
     parts = [names["model"], names["dataset"], names["quantizer"]]
     if identity["quantization"] is not None:
-        parts.append(f"w{config.bits.weight}a{config.bits.activation}")
+        parts.append(_width(identity["quantization"]["bits"]))
     parts += [f"s{config.seed}", digest(identity)[:8]]
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+
+def _width(widths: Sequence[Any]) -> str:
+    """Return an identity's widths in one word; what the method leaves in float has 32, whatever was typed.
+
+    >>> _width([[4, 8], [32, 32], [32, 32]]), _width([2, 3, [8, 8], [8, 8]]), _width([[2, None]])
+    ('w4a8', 'w2a3', 'w2a32')
+    """
+    weight, activation = widths[0] if isinstance(widths[0], Sequence) else widths[:2]
+    return f"w{weight or 32}a{activation or 32}"

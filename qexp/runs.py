@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,7 +173,12 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it; `problem` says what in the folder could not be read."""
+    """A run as its folder tells it.
+
+    Attributes:
+        problem: what in the folder could not be read.
+        identity: what decides its result, of `qexp.identity`; empty where the folder does not tell.
+    """
 
     path: Path
     status: Status
@@ -182,11 +187,13 @@ class Run:
     failure: str | None
     environment: dict[str, Any]
     problem: str | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(path: Path) -> Run:
     """Read one run folder; damage goes into `problem`, never into an exception."""
     directory = RunDirectory(path)
+    status = directory.status()  # before the result, which may come between the two
     problems = []
     config: Any = {}
     try:
@@ -203,8 +210,9 @@ def read_run(path: Path) -> Run:
         if (path / name).exists() and not isinstance(_read_json(path / name), dict):
             problems.append(f"{name}: not readable as a JSON object")
     result = directory.read_result()
-    known = _read_json(path / "identity.json")
-    digests = known.get("digests") if isinstance(known, dict) else None
+    content = _read_json(path / "identity.json")
+    identity = content if isinstance(content, dict) else {}
+    digests = identity.get("digests")
     if result is not None and isinstance(digests, dict):  # which the results of earlier versions do not have
         started = {f"{name}_digest": digests[name] for name in ("weights", "teacher") if name in digests}
         result = started | result
@@ -215,12 +223,13 @@ def read_run(path: Path) -> Run:
     environment = _read_json(path / "environment.json")
     return Run(
         path=path,
-        status=directory.status(),
+        status=status,
         config=config,
         result=result,
         failure=str(failure.get("message", "")) if failure else None,
         environment=environment if isinstance(environment, dict) else {},
         problem="; ".join(problems) or None,
+        identity=identity,
     )
 
 

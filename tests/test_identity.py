@@ -204,3 +204,23 @@ def test_new_maths_of_a_stage_names_the_runs_it_acts_on_anew(monkeypatch: pytest
     assert identity(corrected, DIGESTS)["calibration"]["versions"] == {"bias_correction": 2}
     monkeypatch.setattr(TopK, "version", 3)
     assert identity(plain, DIGESTS)["calibration"]["versions"] == {"observer": 3}
+
+
+def test_widths_that_a_method_does_not_use_are_not_in_the_name() -> None:
+    names = {name(parsed("quantizer=ternary", f"bits={bits}")) for bits in ("2", "w2a8", "w2a32")}
+    assert len(names) == 1
+    assert "-w2a32-s0-" in names.pop()
+    assert "-w2a3-s0-" in name(parsed("bits=w2a3", "layers.'layers.0'.bits=2"))
+
+
+@pytest.mark.parametrize(
+    ("node", "counts"), [("dataset", False), ("model", False), ("task", True), ("optimizer", True)]
+)
+def test_only_data_and_networks_have_places_that_do_not_matter(node: str, counts: bool) -> None:
+    plain = compose()
+    plain[node] |= {"cache": "here"}
+    assert (name(parse(plain)) != name(parsed())) == counts
+
+
+def test_a_teachers_place_does_not_matter() -> None:
+    assert name(parsed("task.teacher=a.pth")) == name(parsed("task.teacher=b.pth"))

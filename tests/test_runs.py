@@ -11,7 +11,7 @@ import pytest
 
 from qexp.errors import ConfigError
 from qexp.files import MetricsFile, atomic_write, write_output
-from qexp.runs import RunDirectory, find_runs, link_run, made_by, made_elsewhere
+from qexp.runs import RunDirectory, find_runs, link_run, made_by, made_elsewhere, read_run
 
 CONFIG = {"epochs": 2, "output_dir": "outputs"}
 IDENTITY = {"format": 1, "bits": [4, 4]}
@@ -251,3 +251,21 @@ def test_what_goes_to_a_pipe_or_a_redirected_stream_replaces_nothing(tmp_path):
     (tmp_path / "link").symlink_to(target)
     write_output(tmp_path / "link", "through")
     assert (tmp_path / "link").is_symlink() and target.read_text() == "through"
+
+
+def test_a_run_that_ends_while_it_is_read_is_done_with_its_result(run, monkeypatch):
+    status = RunDirectory.status
+
+    def ended(directory: RunDirectory) -> str:
+        directory.write_result({"test_accuracy": 0.5})
+        return status(directory)
+
+    monkeypatch.setattr(RunDirectory, "status", ended)
+    found = read_run(run.path)
+    assert (found.status, found.result) == ("done", {"test_accuracy": 0.5})
+
+
+def test_a_run_tells_its_identity(run):
+    assert read_run(run.path).identity == IDENTITY
+    (run.path / "identity.json").write_text("[")
+    assert read_run(run.path).identity == {}

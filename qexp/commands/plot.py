@@ -109,7 +109,8 @@ def _figures(
     """Yield the name and the figure of each; what runs show of themselves only where there are runs.
 
     Args:
-        whole: the runs are all those of the artefact's experiment: curves are shown also where no cell is.
+        whole: the runs are all those of the artefact's experiment: curves are shown also where no cell is, unless
+            `only` picks cells.
     """
     from qexp.report import artefact_plots, plots
 
@@ -118,10 +119,9 @@ def _figures(
         return
     check_only(only, [cell.row for cell in artefact.cells])
     yield "cells", artefact_plots.cells_figure(artefact, runs, only, jobs_of)
-    every = whole and artefact.figure == "curves"
-    begun = [
-        run for run in (runs if every else measuring(artefact, runs)) if RunDirectory(run.path).metrics.rows()
-    ]
+    every = whole and not only and artefact.figure == "curves"
+    wanted = runs if every else measuring(artefact.cells_of(only), runs)
+    begun = [run for run in wanted if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves":
         for name, of_network in _by_network(artefact, begun).items():
             yield name, plots.curves_figure(of_network)

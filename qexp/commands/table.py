@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from qexp.report.against import parse_against
 from qexp.report.collect import DEFAULT_ROOT, collect
 from qexp.report.facts import Facts
 from qexp.report.measured import measured_table
-from qexp.report.tables import FORMATS, SUFFIXES, Table, render
+from qexp.report.tables import FORMATS, SUFFIXES, Table, render, screen_width
 from qexp.report.verdicts import published_table
 from qexp.runs import Run, find_runs
 
@@ -97,14 +96,17 @@ def write_or_print(table: Table, form: str | None, output: Path | None) -> None:
     """
     form = form or _form_of(output)
     if output is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(render(table, form, width), end="")
-        if form == "csv":
-            print(*table.notes, sep="\n", end="\n" if table.notes else "", file=sys.stderr)
-        return
+        print(render(table, form, screen_width()), end="")
+    else:
+        _write(render(table, form), output)
+    if form == "csv":  # which has no place for notes
+        print(*table.notes, sep="\n", end="\n" if table.notes else "", file=sys.stderr)
+
+
+def _write(text: str, output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_output(output, render(table, form))
+        write_output(output, text)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from error
     print(f"wrote {output}")

@@ -146,6 +146,10 @@ class Artefact:
         """`<paper>/<artefact>`."""
         return f"{self.paper}/{self.name}"
 
+    def cells_of(self, only: str) -> list[Cell]:
+        """Return the cells whose row contains this text, in any case; empty for all."""
+        return [cell for cell in self.cells if only.lower() in cell.row.lower()]
+
 
 def parse_paper(plain: Mapping[str, Any]) -> dict[str, Artefact]:
     """Build the artefacts of one data file.

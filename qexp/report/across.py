@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qexp.errors import ConfigError
-from qexp.report.facts import ABSENT, SUBJECT
+from qexp.report.facts import ABSENT, SUBJECT, of_quantization
 from qexp.report.groups import Group, group_runs
 from qexp.report.measured import caption, epochs_text, header, usable
 from qexp.report.networks import changed, changed_in_any, network_text
@@ -51,7 +51,7 @@ def across_table(runs: Sequence[Run], metric: str, key: str, by: Sequence[str] |
         title=f"{metric.replace('_', ' ')} of {len(finished)} finished run{'s' * (len(finished) != 1)} by {key}",
         columns=columns,
         rows=[_row(names, cells, keys, values, metric) for names, cells in rows],
-        records=[_record(names, cells, keys, values) for names, cells in rows],
+        records=[_record(names, cells, keys, values, metric) for names, cells in rows],
         caption=f"{caption(groups, metric)} Across: {header(key)}.",
         notes=[*_same_everywhere(rows, keys), *notes],
     )
@@ -79,13 +79,16 @@ def _rows(groups: Sequence[Group], key: str) -> list[_Row]:
 
 
 FLOAT = "float"
-"""Where the float network stands among a row's cells: it belongs in every column."""
+"""Where the float network stands among a row's cells with a setting of quantization across: in every column."""
 
 
 def _value(group: Group, key: str) -> str:
-    """Return the column of a group; `FLOAT` for the float network, `ABSENT` for one without the setting."""
-    value = group.first.setting(key)
-    return FLOAT if group.first.is_float else ABSENT if value is None else str(value)
+    """Return the column of a group; `FLOAT` for a float network that cannot have it, `ABSENT` for no value."""
+    one = group.first
+    if one.is_float and of_quantization(key) and key not in one.recipe:
+        return FLOAT
+    value = one.setting(key)
+    return ABSENT if value is None else str(value)
 
 
 def _tells(name: str, rows: Sequence[_Row]) -> bool:
@@ -119,14 +122,16 @@ def _cell(group: Group, metric: str, most: int) -> str:
 
 
 def _record(
-    names: dict[str, str], cells: dict[str, Group], keys: Sequence[str], values: Sequence[str]
+    names: dict[str, str], cells: dict[str, Group], keys: Sequence[str], values: Sequence[str], metric: str
 ) -> dict[str, object]:
-    record: dict[str, object] = {key: names[key] for key in keys}
+    record: dict[str, object] = {**{key: names[key] for key in keys}, "metric": metric}
     for value in values:
         group = cells.get(value, cells.get(FLOAT))
         record |= {
             f"{value} mean": None if group is None else group.summary.mean,
             f"{value} half_width": None if group is None else group.summary.half_width,
             f"{value} n": None if group is None else group.summary.n,
+            f"{value} epochs": None if group is None else group.first.epochs,
+            f"{value} shortened": None if group is None else group.first.shortened,
         }
     return record

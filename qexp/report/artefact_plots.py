@@ -11,6 +11,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from qexp.published import Artefact
 from qexp.report.dots import MEASURED, PUBLISHED, Dots, dots_figure
+from qexp.report.intervals import LEAST
 from qexp.report.numbers import is_share
 from qexp.report.style import INK, caption, categorical, styled
 from qexp.report.verdicts import Entry, Jobs, departures, entries, obtained, other_network
@@ -26,11 +27,11 @@ def cells_figure(artefact: Artefact, runs: Sequence[Run], only: str = "", jobs: 
         only: draw the rows whose label contains this text, in any case; empty for all.
         jobs: of the artefact's experiment: they say which network is meant where the cell does not.
     """
-    shown = [entry for entry in entries(artefact, runs) if only.lower() in entry.cell.row.lower()]
+    shown = entries(artefact, runs, only)
     columns = {entry.cell.column for entry in shown}
     panels = len({entry.cell.row for entry in shown}) if len(columns) > 1 else 1
     several = 1 < panels <= MOST_PANELS
-    text = f"Published: {artefact.source}. Measured: mean, 95% interval from n = 3 on."
+    text = f"Published: {artefact.source}. Measured: {_measured(shown)}."
     factor = _factor(artefact)
     dots = [
         _dots(entry, _apart(entry, shown), other_network(entry, jobs), several=several, factor=factor)
@@ -68,8 +69,20 @@ def _dots(entry: Entry, apart: str, network: str, *, several: bool, factor: floa
         n=0 if summary is None else summary.n,
         budget="" if group is None else group.first.shortened,
         network=network,
-        without="not run" if cell.keys else "",
+        without=_why_nothing(entry),
     )
+
+
+def _measured(shown: Sequence[Entry]) -> str:
+    """Say what the measured values are of their runs."""
+    kinds = dict.fromkeys(entry.cell.statistic for entry in shown)
+    return " or ".join(f"{kind}, 95% interval from n = {LEAST} on" if kind == "mean" else kind for kind in kinds)
+
+
+def _why_nothing(entry: Entry) -> str:
+    if entry.group is not None:
+        return "no baseline"
+    return "not run" if entry.cell.keys else ""
 
 
 SHARES = {

@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qexp.bits import parse_bits
+from qexp.later import meaning_of_absence, without_later
 from qexp.runs import Run
 
 SUBJECT = ("model", "dataset", "quantizer", "bits")
 """The keys that every table groups by."""
+
+KEYS = (*SUBJECT, "first_last", "precision", "epochs", "seed", "command", "stored_bits")
+"""The keys that every run has, whatever its recipe."""
+
+FLOAT_BITS = "32"
+"""The bits of a network in which nothing is quantized."""
 
 ABSENT = "–"
 """Shown where a run has no value for a key."""
@@ -33,23 +41,17 @@ _NO_RECIPE = (
     "trainer",
     "decay_by_bits",
     "bits",
+    "progressive",  # what a run was made after is told by its weights
     *_PLACES,
 )
 
-# Settings that came after the first runs: null says what their absence said.
-_LATER = (
-    *("dataset.train_samples", "dataset.shape", "gradient_bits", "normalization"),
-    *("batch_norm_batches", "task.teacher"),
-    "quantizer.weight.dual_above",
-)
-_LATER_CHOICES = {
-    "task.loss": "cross_entropy",
-    "task.distillation": 0.0,
-    "task.temperature": 1.0,
-    "optimizer.update_scale": "none",
+# Of the run itself, with the value that says what absence said; those of its nodes are in qexp.later.
+_LATER = {
+    "gradient_bits": None,
+    "normalization": None,
+    "batch_norm_batches": None,
     "discretisation._target_": "qexp.ops.discretisation.none",
 }
-"""Likewise, with the value that says it."""
 
 # Rounding-level differences of the same recipe: they never split a group by themselves.
 _NUMERICS = (
@@ -61,6 +63,7 @@ _NUMERICS = (
 )
 
 _BY_BITS = "by bits"
+_LAMBDA = "alpha_regularization.lambda_alpha"
 _METHODS_SEED = "quantizer.weight.seed"
 _MOVED_BY_IT = "quantizer.weight.perturbation"
 
@@ -89,6 +92,8 @@ class Facts:
     Attributes:
         bits: `w4a4`, or `32` for the float network.
         first_last: the rule for both ends: `32`, `8`, `same`, or `first w8a8, last 32` where they differ.
+        ends: the widths (weights, input) of the first and the last layer, None for what stays in float; None where
+            the run's identity is not known.
         command: what made it, train or ptq; runs of the two are never compared.
         recipe: every setting that decides the result but seed, subject and numerics; dotted key -> value.
         numerics: settings that move a result only by rounding.
@@ -109,11 +114,12 @@ class Facts:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     numerics: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    ends: tuple[tuple[int | None, ...], ...] | None = None
 
     @property
     def is_float(self) -> bool:
-        """Whether nothing is quantized."""
-        return self.quantizer == "none"
+        """Whether nothing is quantized, be it a part set apart alone."""
+        return self.bits == FLOAT_BITS
 
     @property
     def stored_bits(self) -> str | None:
@@ -153,7 +159,7 @@ class Facts:
 
     def get(self, key: str) -> Any:
         """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""
-        if key in (*SUBJECT, "first_last", "precision", "epochs", "seed", "command", "stored_bits"):
+        if key in KEYS:
             value = getattr(self, key)
             return ABSENT if value is None else value
         return self.recipe.get(key, self.numerics.get(key, ABSENT))
@@ -161,13 +167,22 @@ class Facts:
     def setting(self, key: str) -> Any:
         """Return `get`'s value; of a setting that runs came to have later, what its absence says."""
         value = self.get(key)
-        usual = dict.fromkeys(_LATER, None) | _LATER_CHOICES
-        return usual.get(key, ABSENT) if value == ABSENT else value
+        if value != ABSENT:
+            return value
+        node, _, name = key.rpartition(".")
+        return _LATER.get(key, meaning_of_absence(self.recipe.get(f"{node}._target_"), name, ABSENT))
 
     def asked(self, key: str) -> Any:
         """Return `setting`'s value; of a weight decay by bits, the number for these bits."""
         value = self.setting(key)
         return _node(self.run.config, "optimizer").get("weight_decay") if value == _BY_BITS else value
+
+    def has_ends(self, rule: str) -> bool:
+        """Say whether both ends have the widths of a rule, in whatever words: at 2 bits `same` is `2`."""
+        if self.ends is None or rule == self.first_last:
+            return rule == self.first_last
+        pairs = zip(_rule_widths(rule, self.bits), self.ends, strict=True)
+        return all(has in (None, asked) for pair in pairs for asked, has in zip(*pair, strict=True))
 
     def baseline_key(self) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline (all but the seed)."""
@@ -177,15 +192,17 @@ class Facts:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested mapping by dotted key; lists and empty mappings are leaves.
+    """Return the leaves of a configuration by dotted key, but for those that say what their absence says.
+
+    Lists are leaves; an empty mapping has none.
 
     >>> flatten({"optimizer": {"lr": 0.1}, "layers": {}})
-    {'optimizer.lr': 0.1, 'layers': {}}
+    {'optimizer.lr': 0.1}
     """
     leaves: dict[str, Any] = {}
-    for key, value in config.items():
+    for key, value in without_later(config).items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             leaves |= flatten(value, f"{name}.")
         else:
             leaves[name] = value
@@ -196,16 +213,17 @@ def facts(run: Run) -> Facts:
     """Describe a run from its folder's name and its saved configuration."""
     names = _names(run)
     flat = flatten(run.config)
-    is_float = names["quantizer"] == "none"
+    is_float = names["bits"] == FLOAT_BITS
     calibrated = bool(_node(run.config, "calibration"))
-    unset = [key for key in _LATER if flat.get(key) is None]
-    unset += [key for key, usual in _LATER_CHOICES.items() if flat.get(key) == usual]
+    unset = [key for key, usual in _LATER.items() if flat.get(key) == usual]
     unset += ["gradient_form"] if flat.get("gradient_bits") is None else []
     recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
     rule = ABSENT if is_float else _first_last(run.config)
-    for key in ("first_last", "quantizer.first_last", "epochs"):
+    quantization = _node(run.identity, "quantization")
+    without_effect = [_LAMBDA] if quantization.get("lambda_alpha", ABSENT) is None else []
+    for key in ("first_last", "quantizer.first_last", "epochs", *without_effect):
         recipe.pop(key, None)
     if recipe.get(_METHODS_SEED, ABSENT) == run.config.get("seed") or recipe.get(_MOVED_BY_IT) == 0:
         recipe.pop(_METHODS_SEED, None)  # it follows the run's, or has nothing to move
@@ -228,6 +246,7 @@ def facts(run: Run) -> Facts:
         recipe=recipe,
         numerics={} if calibrated else _numerics(run, flat),
         origins={} if calibrated else _origins(run),
+        ends=_ends(quantization),
     )
 
 
@@ -306,8 +325,26 @@ def _names(run: Run) -> dict[str, str]:
             "dataset": _class_name(_node(run.config, "dataset")),
             "quantizer": _class_name(activation or weight or {"_target_": "none"}),
         }
-    names["bits"] = "32" if names["quantizer"] == "none" else bits_label(_node(run.config, "bits"))
-    return names
+    if not _is_quantized(run.config, names["quantizer"]):
+        return names | {"quantizer": "none", "bits": FLOAT_BITS}
+    return names | {"bits": bits_label(_widths_used(run.config))}
+
+
+def _is_quantized(config: Mapping[str, Any], name: str) -> bool:
+    """Say whether anything is quantized, be it a part set apart; by the name where no method is described."""
+    layers, method = _node(config, "layers"), _node(config, "quantizer")
+    if not ({"weight", "activation"} & method.keys() or layers):
+        return name != "none"
+    apart = [_node(_node(layers, pattern), "quantizer") for pattern in layers]
+    return any(node.get("weight") or node.get("activation") for node in (method, *apart))
+
+
+def _widths_used(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bits, 32 for what the method leaves in float; a layer set apart may use what it does not."""
+    bits, method = dict(_node(config, "bits")), _node(config, "quantizer")
+    if not _node(config, "layers"):
+        bits |= {key: 32 for key in ("weight", "activation") if method.get(key, ABSENT) is None}
+    return bits
 
 
 def bits_label(bits: Mapping[str, Any]) -> str:
@@ -332,6 +369,23 @@ def _first_last(config: Mapping[str, Any]) -> str:
     return f"first {texts['first']}, last {texts['last']}"
 
 
+def _ends(quantization: Mapping[str, Any]) -> tuple[tuple[int | None, ...], ...] | None:
+    """Return the widths of both ends, of a run's identity; None where it does not tell them."""
+    bits = quantization.get("bits")
+    ends = [end for end in bits[-2:] if isinstance(end, list) and len(end) == 2] if isinstance(bits, list) else []
+    return (tuple(ends[0]), tuple(ends[1])) if len(ends) == 2 else None
+
+
+def _rule_widths(rule: str, bits: str) -> tuple[tuple[int, int], ...]:
+    """Return the widths (weights, input) that a rule gives both ends.
+
+    >>> _rule_widths("first 8, last same", "w2a4"), _rule_widths("32", "w2a2")
+    (((8, 8), (2, 4)), ((32, 32), (32, 32)))
+    """
+    first, _, last = rule.removeprefix("first ").partition(", last ")
+    return tuple(parse_bits(bits if end == "same" else end, "first_last") for end in (first, last or first))
+
+
 def _node(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a group of the config; a damaged or older one that lacks it gives an empty one."""
     value = config.get(name)
@@ -340,6 +394,11 @@ def _node(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _class_name(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", ABSENT)).rsplit(".", 1)[-1].lower()
+
+
+def of_quantization(key: str) -> bool:
+    """Say whether a setting is one of quantization, which a float network does not have."""
+    return _under(key, ("bits", "stored_bits", *_QUANTIZATION))
 
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -8,22 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qexp.errors import ConfigError, did_you_mean
-from qexp.report.facts import ABSENT, CHECKPOINTS, SUBJECT, Facts
+from qexp.report.facts import ABSENT, CHECKPOINTS, KEYS, SUBJECT, Facts
 from qexp.report.intervals import Summary, summarize
 from qexp.report.numbers import by_size
 
 # What a float network does not have, and what one method sets otherwise than another.
 _FOLLOW_QUANTIZER = (
-    *(
-        "quantizer.",
-        "first_last",
-        "gradient_",
-        "layers",
-        "rounding.",
-        "alpha_regularization.",
-        "calibration.",
-        "observer",
-    ),
+    "quantizer.",
+    "first_last",
+    "gradient_",
+    "layers",
+    "rounding.",
+    "alpha_regularization.",
+    "calibration.",
+    "observer",
 )
 
 
@@ -86,7 +84,7 @@ def group_runs(
     if by is None:
         keys = keys_apart(runs)
     else:
-        known = {*SUBJECT, "command", "first_last", "precision", "epochs", "stored_bits", *_all_keys(runs)}
+        known = {*KEYS, *_all_keys(runs)}
         for key in by:
             if key not in known:
                 raise ConfigError(f"--by: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
@@ -128,6 +126,20 @@ def by_origin(runs: Sequence[Facts]) -> list[Facts]:
     for run in runs:
         own = {name: f"run {recipe}" for name, recipe in run.origins.items() if is_own(run, name)}
         found.append(dataclasses.replace(run, recipe={**run.recipe, **own}) if own else run)
+    return found
+
+
+def by_ends(runs: Sequence[Facts]) -> list[Facts]:
+    """Return runs whose ends have the same widths with one word for their rule: `same` beside 2, at 2 bits."""
+    words: dict[tuple[object, ...], set[str]] = {}
+    for run in runs:
+        words.setdefault((run.subject, run.ends), set()).add(run.first_last)
+    found = []
+    for run in runs:
+        word = min(words[run.subject, run.ends], key=lambda each: (each != "same", each))
+        alike = run.ends is None or word == run.first_last
+        recipe = {**run.recipe, "first_last": word}
+        found.append(run if alike else dataclasses.replace(run, first_last=word, recipe=recipe))
     return found
 
 
@@ -278,8 +290,14 @@ def baseline_difference(group: Group, floats: Sequence[Group]) -> Summary | None
         return None
     wanted = group.first.baseline_key()
     fitting = [one for one in floats if one.first.is_float and one.first.baseline_key() == wanted]
-    # Of float runs that differ by rounding alone, those with the group's own arithmetic come first.
-    for candidate in sorted(fitting, key=lambda one: one.first.numerics != group.first.numerics):
-        if differences := group.minus(candidate):
-            return summarize(differences)
-    return None
+    differences = differences_from(fitting, group)
+    return summarize(differences) if differences else None
+
+
+def differences_from(baselines: Sequence[Group], group: Group) -> list[float]:
+    """Return the group's values minus those of the first baseline that has a seed of it; empty without one.
+
+    Of baselines that differ by rounding alone, those with the group's own arithmetic come first.
+    """
+    ordered = sorted(baselines, key=lambda one: one.first.numerics != group.first.numerics)
+    return next(filter(None, map(group.minus, ordered)), [])

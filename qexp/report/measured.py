@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from qexp.errors import ConfigError, did_you_mean
 from qexp.report.against import paired, paired_text, partner
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
-from qexp.report.groups import Group, baseline_difference, by_origin, group_runs, metric_of, metrics_of
+from qexp.report.groups import Group, baseline_difference, by_ends, by_origin, group_runs, metric_of, metrics_of
 from qexp.report.networks import changed_in_any
 from qexp.report.numbers import change_text, interval_text, unit, value_text
 from qexp.report.progress import progress_text
@@ -98,7 +98,7 @@ def usable(runs: Sequence[Run], metric: str) -> tuple[list[Facts], list[str]]:
         raise ConfigError(f"--metric: no finished run reports '{metric}'.{did_you_mean(metric, known)}")
     holding = [run for run in finished if not math.isnan(metric_of(run, metric))]
     notes += [f"{run.run.path.name}: finished without {metric}" for run in finished if run not in holding]
-    return by_origin(holding), notes
+    return by_ends(by_origin(holding)), notes
 
 
 def told(runs: Sequence[Run]) -> list[str]:

@@ -25,10 +25,15 @@ def unit(metric: str) -> str:
 def value_text(value: float, metric: str, digits: int = 2) -> str:
     """Return a value of `metric`.
 
-    >>> value_text(0.9134, "test_accuracy"), value_text(0.31415926, "test_loss")
-    ('91.34', '0.3142')
+    >>> value_text(0.9134, "test_accuracy"), value_text(-1e-5, "test_miou"), value_text(0.31415926, "test_loss")
+    ('91.34', '0.00', '0.3142')
     """
-    return f"{100 * value:.{digits}f}" if is_share(metric) else f"{value:.4g}"
+    return f"{_percent(value, digits):.{digits}f}" if is_share(metric) else f"{value:.4g}"
+
+
+def _percent(share: float, digits: int) -> float:
+    # A zero that rounding leaves is no negative one.
+    return round(100 * share, digits) + 0.0
 
 
 def published_text(value: float, metric: str, printed: str, unit: str) -> str:
@@ -60,8 +65,7 @@ def difference_text(value: float, metric: str, digits: int = 2) -> str:
     >>> difference_text(-0.012, "test_accuracy")
     '-1.20'
     """
-    # A zero that rounding leaves is no negative one.
-    return f"{round(100 * value, digits) + 0.0:+.{digits}f}" if is_share(metric) else f"{value:+.3g}"
+    return f"{_percent(value, digits):+.{digits}f}" if is_share(metric) else f"{value:+.3g}"
 
 
 def change_text(summary: Summary, metric: str) -> str:

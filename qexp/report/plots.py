@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qexp.errors import ConfigError
 from qexp.report.facts import ABSENT, Facts, facts
-from qexp.report.groups import by_origin, keys_apart
+from qexp.report.groups import by_ends, by_origin, keys_apart
 from qexp.report.networks import network_text
 from qexp.report.progress import finished_epochs
 from qexp.report.series import Series, learned, read_series
@@ -93,7 +93,7 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
     Raises:
         ConfigError: none of the runs logged a loss or an accuracy.
     """
-    described = by_origin([facts(run) for run in runs])
+    described = by_ends(by_origin([facts(run) for run in runs]))
     data = [read_series(run.path) for run in runs]
     quantities = [kind for kind in ("loss", "accuracy") if any(_has(series, kind) for series in data)]
     if not quantities:
@@ -168,8 +168,9 @@ def labels(runs: Sequence[Facts]) -> list[str]:
     last = Counter(short.values())
     names = {key: word if last[word] == 1 else key for key, word in short.items()}
     names |= dict.fromkeys(("model", "dataset", "quantizer", "bits"), "")
+    without = f"without {' and '.join(names[key] for key in keys)}"
     parts = [[f"{names[key]} {run.get(key)}".strip() for key in keys if run.get(key) != ABSENT] for run in runs]
-    return list(map(" ".join, parts))
+    return [" ".join(part) or without for part in parts]
 
 
 def run_caption(run: Facts) -> str:

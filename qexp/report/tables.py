@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +56,11 @@ class Table:
     records: Sequence[Mapping[str, object]]
     caption: str = ""
     notes: Sequence[str] = ()
+
+
+def screen_width() -> int | None:
+    """Return the terminal's width in characters; None where a file or a pipe is written, which wraps nothing."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def render(table: Table, form: str, width: int | None = None) -> str:
@@ -114,17 +121,22 @@ def to_markdown(table: Table) -> str:
     """Return a GitHub-flavoured table with the title above and caption and notes below."""
 
     def line(texts: Sequence[str]) -> str:
-        return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+        return "| " + " | ".join(_markdown_text(text).replace("|", r"\|") for text in texts) + " |"
 
-    lines = [f"**{table.title}**", ""] if table.title else []
+    lines = [f"**{_markdown_text(table.title)}**", ""] if table.title else []
     lines.append(line([column.header for column in table.columns]))
     lines.append("|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|")
     lines += [line([row[column.key] for column in table.columns]) for row in table.rows]
     if table.caption:
-        lines += ["", table.caption]
+        lines += ["", _markdown_text(table.caption)]
     if table.notes:
-        lines += ["", *(f"- {note}" for note in table.notes)]
+        lines += ["", *(f"- {_markdown_text(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_text(text: str) -> str:
+    """Return text whose asterisks (a misprint's mark, a pattern of layers) neither emphasize nor make a list."""
+    return text.replace("*", r"\*")
 
 
 def to_csv(table: Table) -> str:

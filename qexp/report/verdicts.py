@@ -10,7 +10,7 @@ from typing import Any
 
 from qexp.published import NO_JUDGES, TO_FRACTION, Artefact, Cell
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
-from qexp.report.groups import Group, group_runs, metrics_of
+from qexp.report.groups import Group, differences_from, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
 from qexp.report.measured import caption, told, usable
 from qexp.report.networks import changed, same
@@ -143,12 +143,11 @@ def published_table(
         One row per cell and recipe that was run, `not run` where there is none; the commands that would fill these
         stand below the table, and in each record.
     """
-    shown = [entry for entry in entries(artefact, runs) if only.lower() in entry.cell.row.lower()]
-    cells = [cell for cell in artefact.cells if only.lower() in cell.row.lower()]
+    shown = entries(artefact, runs, only)
     groups = [entry.group for entry in shown if entry.group is not None]
     remarks = [_remarks(entry, jobs) for entry in shown]
+    cells = artefact.cells_of(only)
     missing = [entry.cell for entry in shown if entry.cell.keys and entry.measured is None]
-    unfinished = [run for run in runs if run.status != "done" or run.problem]
     return Table(
         title=f"{artefact.full_name}: {artefact.title} ({artefact.source})",
         columns=_columns(artefact),
@@ -158,17 +157,23 @@ def published_table(
         notes=[
             *artefact.notes,
             *_cell_notes(cells),
-            *told(unfinished),
+            *told(runs),
             *(f"to fill {label}: {command}" for label, command in _commands(missing)),
         ],
     )
 
 
-def entries(artefact: Artefact, runs: Sequence[Run]) -> list[Entry]:
-    """Return the artefact's cells in their order, each with every group of runs that measures it."""
+def entries(artefact: Artefact, runs: Sequence[Run], only: str = "") -> list[Entry]:
+    """Return the artefact's cells in their order, each with every group of runs that measures it.
+
+    Args:
+        artefact: the published cells.
+        runs: any runs.
+        only: the cells whose row contains this text, in any case; empty for all.
+    """
     finished, _ = usable_for(artefact, runs)
     found = []
-    for cell in artefact.cells:
+    for cell in artefact.cells_of(only):
         groups = matching(cell.keys, cell.metric, finished) if cell.keys else []
         found += [Entry(cell, group, _measured(cell, group, finished)) for group in groups] or [Entry(cell)]
     return found
@@ -181,12 +186,8 @@ def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | 
         return group.summary
     alike = [run for run in finished if run.baseline_key() == group.first.baseline_key()]
     wanted = cell.baseline or {"quantizer": "none"}
-    for baseline in matching(wanted, cell.metric, alike):
-        base = baseline.by_seed
-        lost = [base[seed] - value for seed, value in group.by_seed.items() if seed in base]
-        if lost:
-            return summarize(lost)
-    return None
+    lost = [-gained for gained in differences_from(matching(wanted, cell.metric, alike), group)]
+    return summarize(lost) if lost else None
 
 
 def usable_for(artefact: Artefact, runs: Sequence[Run]) -> tuple[list[Facts], list[str]]:
@@ -201,15 +202,22 @@ def matching(keys: Mapping[str, str], metric: str, finished: Sequence[Facts]) ->
     return group_runs([run for run in finished if _is(run, keys)], metric)
 
 
-def measuring(artefact: Artefact, runs: Sequence[Run]) -> list[Run]:
-    """Return the runs that are what one of the artefact's cells asks for, finished or not."""
-    wanted = [cell.keys for cell in artefact.cells if cell.keys]
-    made = [(run, facts(run)) for run in runs if run.config]
-    return [run for run, one in made if one.command == artefact.command and any(_is(one, keys) for keys in wanted)]
+def measuring(cells: Sequence[Cell], runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that are what one of the cells asks for, finished or not."""
+    wanted = [cell for cell in cells if cell.keys]
+    made = [facts(run) for run in runs if run.config]
+    return [one.run for one in made if any(one.command == cell.command and _is(one, cell.keys) for cell in wanted)]
 
 
 def _is(run: Facts, keys: Mapping[str, str]) -> bool:
-    return all(same(run.get(key), value) for key, value in keys.items())
+    if keys.get("quantizer") == "none" and not run.is_float:  # a layer of it may be set apart
+        return False
+    return all(_agrees(run, key, run.get(key), value) for key, value in keys.items())
+
+
+def _agrees(run: Facts, key: str, value: Any, wanted: Any) -> bool:
+    """Say whether a run's value of a setting is what is wanted; of the rule for both ends, its widths count."""
+    return run.has_ends(str(wanted)) if key == "first_last" else same(value, wanted)
 
 
 def departures(cell: Cell, group: Group) -> list[str]:
@@ -221,8 +229,10 @@ def departures(cell: Cell, group: Group) -> list[str]:
     found = [f"shortened budget: {one.shortened}"] if one.shortened else []
     for key, wanted in cell.recipe.items():
         value = one.asked(key)
+        if value == ABSENT or (one.smoke and key == "dataset"):
+            continue
         short = key == "epochs" and one.shortened and float(value) < float(wanted)
-        if value != ABSENT and not short and not (one.smoke and key == "dataset") and not same(value, wanted):
+        if not short and not _agrees(one, key, value, wanted):
             found.append(f"{key}={value}, paper {wanted}")
     found += [f"{key}={value}" for key, value in one.recipe.items() if key.startswith("layers.")]
     told = (*SUBJECT, *cell.recipe, *cell.keys, "dataset.train_samples")
@@ -247,7 +257,7 @@ def left(cell: Cell, one: Facts, job: Facts) -> list[str]:
         apart = ["layers"] + ["schedule."] * bool(one.shortened) + ["dataset."] * (one.dataset != job.dataset)
         if ABSENT in (value, wanted) or key in judged or key.startswith(tuple(apart)):
             continue
-        if not same(value, wanted):
+        if not _agrees(one, key, value, wanted):
             found.append(f"{key}={value}, experiment {wanted}")
     return found
 
@@ -416,7 +426,7 @@ def _half_a_digit(cell: Cell) -> float:
 
 
 def _record(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, object]:
-    cell, group, summary = entry.cell, entry.group, entry.measured
+    cell, summary = entry.cell, entry.measured
     return {
         "row": cell.row,
         "column": cell.column,
@@ -431,5 +441,5 @@ def _record(entry: Entry, artefact: Artefact, remarks: str) -> dict[str, object]
         "difference": None if summary is None else summary.mean - cell.comparable,
         "verdict": judged(entry, artefact),
         "remarks": remarks,
-        "command": command([cell]) if cell.keys and group is None else "",
+        "command": command([cell]) if cell.keys and summary is None else "",
     }

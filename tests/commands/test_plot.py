@@ -73,3 +73,5 @@ def test_curves_of_a_figure_show_every_network_also_without_a_cell(
     assert made == ["cells.png", "curves-resnet20.png", "curves-svhn.png"]
     assert plot.main(["pact/fig4", "--runs", "outputs/pact/fig4", "--output", "named"]) == 0
     assert [path.name for path in Path("named").iterdir()] == ["cells.png"], "of any runs those of a cell alone"
+    assert plot.main(["pact/fig4", "--only", "resnet18", "--output", "some"]) == 0
+    assert [path.name for path in Path("some").iterdir()] == ["cells.png"], "of some rows their own runs"

@@ -110,3 +110,11 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "qexp table pact/table1" in out
     assert "--by" in out
+
+
+def test_csv_in_a_file_leaves_its_notes_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, "pact", 0, 0.91)
+    (make_run(tmp_path, "pact", 1, 0.91) / "result.json").unlink()
+    table.main([str(tmp_path), "--output", str(tmp_path / "runs.csv")])
+    assert "interrupted" in capsys.readouterr().err
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 2

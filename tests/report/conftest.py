@@ -58,7 +58,8 @@ def config(quantizer: str, bits: int, seed: int, changes: Mapping[str, Any]) -> 
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`make_run("pact", 4, seed=0, accuracy=0.91, **{"epochs": 30})` -> the folder, below tmp_path/runs.
 
-    accuracy=None leaves the run without a result; `metrics` are rows (epoch, step, name, value).
+    accuracy=None leaves the run without a result; `metrics` are rows (epoch, step, name, value); `quantization` is
+    of its identity.
     """
 
     def make(
@@ -69,6 +70,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         metrics: list[tuple[int, int, str, float]] | None = None,
         result: Mapping[str, Any] | None = None,
         root: str = "runs",
+        quantization: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
         plain = config(quantizer, bits, seed, changes)
@@ -78,6 +80,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.yaml").write_text(yaml.safe_dump(plain))
         (path / "environment.json").write_text("{}")
+        if quantization is not None:
+            (path / "identity.json").write_text(json.dumps({"quantization": quantization}))
         if accuracy is not None:
             record = {
                 "format_version": 1,

@@ -96,14 +96,14 @@ def test_the_command_takes_it_and_a_published_table_refuses_it(
         main(["pact/table1", "--across", "bits"])
 
 
-def test_only_the_float_network_stands_in_every_column(make_run: Make, tmp_path: Path) -> None:
+def test_a_setting_that_is_none_of_quantization_is_the_float_networks_own(make_run: Make, tmp_path: Path) -> None:
     make_run("none", 32, 0, 0.95)
     make_run("pact", 4, 0, 0.9)
     make_run("dorefa", 4, 0, 0.8)
     make_run("dorefa", 4, 0, 0.7, **{"dataset.train_samples": 100})
     table = across_table(find_runs(tmp_path), "test_accuracy", "dataset.train_samples")
     shown = {row["quantizer"]: (row["=–"], row["=100"]) for row in table.rows}
-    assert shown == {"none": ("95.00", "95.00"), "pact": ("90.00", "–"), "dorefa": ("80.00", "70.00")}
+    assert shown == {"none": ("95.00", "–"), "pact": ("90.00", "–"), "dorefa": ("80.00", "70.00")}
 
 
 def test_arithmetic_gets_columns_and_the_seed_none(make_run: Make, tmp_path: Path) -> None:
@@ -123,3 +123,31 @@ def test_a_shortened_budget_is_said(make_run: Make, tmp_path: Path) -> None:
     table = across_table(find_runs(tmp_path), "test_accuracy", "bits")
     assert "epochs" in [column.key for column in table.columns]
     assert [row["epochs"] for row in table.rows if row["quantizer"] == "dorefa"] == ["shortened: 30 of 200"]
+
+
+def test_a_float_run_stands_under_its_own_value_of_a_setting_that_it_has(make_run: Make, tmp_path: Path) -> None:
+    make_run("none", 32, 0, 0.95, **{"optimizer.lr": 0.1})
+    for rate, accuracy in ((0.1, 0.9), (0.01, 0.8)):
+        make_run("pact", 4, 0, accuracy, **{"optimizer.lr": rate})
+    table = across_table(find_runs(tmp_path), "test_accuracy", "optimizer.lr")
+    assert [(row["=0.01"], row["=0.1"]) for row in table.rows] == [("–", "95.00"), ("80.00", "90.00")]
+    make_run("none", 32, 0, 0.85, **{"optimizer.lr": 0.01})
+    table = across_table(find_runs(tmp_path), "test_accuracy", "optimizer.lr")
+    assert [(row["=0.01"], row["=0.1"]) for row in table.rows] == [("85.00", "95.00"), ("80.00", "90.00")]
+
+
+def test_each_network_has_its_own_float_run(make_run: Make, tmp_path: Path) -> None:
+    for place, model in enumerate(("mlp", "resnet20")):
+        make_run("none", 32, 0, 0.9 + place / 100, **{"names.model": model})
+        make_run("pact", 4, 0, 0.8 + place / 100, **{"names.model": model})
+    table = across_table(find_runs(tmp_path), "test_accuracy", "model")
+    assert [(row["=mlp"], row["=resnet20"]) for row in table.rows] == [("90.00", "91.00"), ("80.00", "81.00")]
+
+
+def test_records_say_what_is_measured_and_what_was_shortened(make_run: Make, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.9)
+    make_run("pact", 2, 0, 0.8, epochs=30)
+    records = across_table(find_runs(tmp_path), "test_accuracy", "bits", ["quantizer", "epochs"]).records
+    assert {record["metric"] for record in records} == {"test_accuracy"}
+    told = {(one[f"{bits} epochs"], one[f"{bits} shortened"]) for one in records for bits in ("w2a2", "w4a4")}
+    assert told == {(None, None), (200, ""), (30, "30 of 200 epochs")}

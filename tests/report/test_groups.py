@@ -2,13 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from qexp.config import parse
 from qexp.errors import ConfigError
+from qexp.identity import identity
 from qexp.report.facts import Facts, facts
-from qexp.report.groups import baseline_difference, by_origin, group_runs
-from qexp.runs import find_runs
+from qexp.report.groups import baseline_difference, by_ends, by_origin, group_runs
+from qexp.runs import Run, find_runs
+
+from ..composing import compose
+from .conftest import config
 
 MakeRun = Callable[..., Path]
 
@@ -163,11 +170,14 @@ def test_other_float_recipes_stay_apart(make_run: MakeRun, tmp_path: Path) -> No
 def test_a_float_run_of_the_same_arithmetic_comes_first_and_any_other_after_it(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    make_run("none", 32, 0, 0.95, result={"compiled": False})
-    make_run("none", 32, 0, 0.94, result={"compiled": True})
-    make_run("none", 32, 1, 0.93, result={"compiled": True})
-    make_run("pact", 4, 0, 0.9, result={"compiled": True})
-    make_run("pact", 2, 1, 0.8, result={"compiled": False})
+    for quantizer, bits, seed, accuracy, compiled in (
+        ("none", 32, 0, 0.95, False),
+        ("none", 32, 0, 0.94, True),
+        ("none", 32, 1, 0.93, True),
+        ("pact", 4, 0, 0.9, True),
+        ("pact", 2, 1, 0.8, False),
+    ):
+        make_run(quantizer, bits, seed, accuracy, **{"trainer.compile": compiled})
     runs = found(tmp_path)
     floats = group_runs([run for run in runs if run.is_float], "test_accuracy")
     four, two = (group for group in group_runs(runs, "test_accuracy") if not group.first.is_float)
@@ -191,3 +201,91 @@ def test_what_other_methods_start_from_does_not_split_a_row(make_run: MakeRun, t
         started(make_run, "dorefa", seed, "0" * 64, "a" * 64 if seed == 0 else None)
     groups = group_runs(by_origin(found(tmp_path)), "test_accuracy")
     assert sorted((group.first.quantizer, group.summary.n) for group in groups) == [("dorefa", 3), ("pact", 3)]
+
+
+LAYER = {"fc2*": {"bits": 2, "quantizer": {"name": "pact", **config("pact", 4, 0, {})["quantizer"]}}}
+
+
+def test_a_layer_quantized_under_none_is_no_float_network(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("none", 4, 0, 0.9)
+    make_run("none", 4, 0, 0.8, layers=LAYER)
+    full, part = group_runs(found(tmp_path), "test_accuracy")
+    assert (full.first.is_float, part.first.is_float) == (True, False)
+    assert (full.first.bits, part.first.bits) == ("32", "w4a4")
+    assert part.first.get("layers.fc2*.bits") == 2
+    difference = baseline_difference(part, [full, part])
+    assert difference is not None and difference.mean == pytest.approx(-0.1)
+
+
+def test_a_method_without_quantizers_is_the_float_network(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, **{"quantizer.weight": None, "quantizer.activation": None})
+    (one,) = found(tmp_path)
+    assert (one.is_float, one.quantizer, one.bits) == (True, "none", "32")
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("weight", "w32a4"), ("activation", "w4a32")])
+def test_what_a_method_leaves_in_float_has_32_bits(
+    make_run: MakeRun, tmp_path: Path, kind: str, bits: str
+) -> None:
+    make_run("pact", 4, **{f"quantizer.{kind}": None})
+    assert found(tmp_path)[0].bits == bits
+
+
+def test_the_penalty_of_a_method_without_clip_levels_tells_no_runs_apart(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    for method, factor in (("dorefa", None), ("pact", 0.0)):
+        for seed, typed in enumerate((0.0, 0.01)):
+            changes = {"alpha_regularization.lambda_alpha": typed}
+            own = typed if factor is not None else None
+            make_run(method, 4, seed, quantization={"lambda_alpha": own}, **changes)
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    assert sorted((group.first.quantizer, group.summary.n) for group in groups) == [
+        ("dorefa", 2), ("pact", 1), ("pact", 1)
+    ]  # fmt: skip
+
+
+def test_ends_of_the_same_widths_have_one_word(make_run: MakeRun, tmp_path: Path) -> None:
+    alike = {"bits": [[2, 2], [2, 2], [2, 2]]}
+    make_run("pact", 2, 0, first_last="same", quantization=alike)
+    make_run("pact", 2, 1, first_last=2, quantization=alike)
+    make_run("pact", 2, 0, first_last=8, quantization={"bits": [[2, 2], [8, 8], [8, 8]]})
+    groups = group_runs(by_ends(found(tmp_path)), "test_accuracy")
+    assert sorted((group.first.first_last, group.summary.n) for group in groups) == [("8", 1), ("same", 2)]
+
+
+def test_by_the_seed_there_is_a_row_for_each(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, 0.9 + seed / 100)
+    groups = group_runs(found(tmp_path), "test_accuracy", ["quantizer", "bits", "seed"])
+    assert [group.keys["seed"] for group in groups] == ["0", "1", "2"]
+
+
+RECORD = Path(__file__).parents[2] / "outputs/results/pact/records/resnet20-cifar10-pact-w4a4-s0-af94b2e8"
+
+
+def under(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """`plain`, with what only `base` has."""
+    nodes = {key: under(base[key], node) for key, node in plain.items() if isinstance(base.get(key), dict)}
+    return {**base, **plain, **nodes}
+
+
+def test_keys_that_came_later_split_no_group_of_one_identity() -> None:
+    """A setting that an identity takes for absent has to be absent for the tables, too."""
+    earlier = yaml.safe_load((RECORD / "config.yaml").read_text())
+    words = ("model=resnet20", "dataset=cifar10", "quantizer=pact", "bits=4", "schedule=multistep")
+    today = under(compose(*words), earlier)
+    assert identity(parse(today), {}) == identity(parse(earlier), {})
+    assert today["task"].keys() > earlier["task"].keys()
+    one, other = (facts(Run(RECORD, "done", plain, {}, None, {})) for plain in (earlier, today))
+    assert one.recipe == other.recipe
+
+
+def test_a_digits_shape_that_says_what_its_absence_says_is_no_difference() -> None:
+    shown = [
+        facts(Run(RECORD, "done", compose(f"dataset.shape={shape}"), {}, None, {}))
+        for shape in ("null", "[1,8,8]", "[3,32,32]")
+    ]
+    assert shown[0].recipe == shown[1].recipe != shown[2].recipe
+    assert shown[0].setting("dataset.shape") is None
+    assert shown[0].setting("task.loss") == "cross_entropy"

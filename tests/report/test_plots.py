@@ -145,3 +145,12 @@ def test_a_long_caption_stays_within_its_figure() -> None:
     (text,) = (one for one in figure.findobj(Text) if "seed 0" in one.get_text())
     assert text.get_window_extent().x1 <= figure.bbox.x1
     assert text.get_text().count("\n") >= 4 and text.get_text().endswith("\nseed 0")
+
+
+def test_a_run_without_the_setting_that_differs_is_named(
+    make_run: MakeRun, alpha_rows: Rows, tmp_path: Path
+) -> None:
+    make_run("pact", 4, 0, metrics=alpha_rows(2, 5))
+    make_run("pact", 4, 0, metrics=alpha_rows(2, 5), **{"optimizer.momentum": 0.9})
+    names = [text.get_text() for text in curves_figure(find_runs(tmp_path)).legends[0].get_texts()]
+    assert sorted(names) == ["momentum 0.9", "without momentum"]

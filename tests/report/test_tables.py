@@ -132,7 +132,7 @@ def test_a_part_of_the_training_data_is_said(make_run: MakeRun, tmp_path: Path) 
 
 def test_a_null_that_earlier_runs_do_not_have_is_no_difference(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("pact", 4, 0)
-    make_run("pact", 4, 1, **{"dataset.train_samples": None, "dataset.shape": None, "dataset.val_list": None})
+    make_run("pact", 4, 1, **{"dataset.train_samples": None, "dataset.val_list": None})
     (row,) = measured_table(find_runs(tmp_path)).rows
     assert (row["n"], row["epochs"]) == ("2", "200")
 
@@ -142,3 +142,19 @@ def test_a_method_that_is_a_reading_of_ours_is_called_so(make_run: MakeRun, tmp_
     assert "reading" not in measured_table(find_runs(tmp_path)).caption
     make_run("pact", 4, 0, 0.91, **{"names.quantizer": "lglsq"})
     assert "lglsq is this project's reading of LG-LSQ" in measured_table(find_runs(tmp_path)).caption
+
+
+def test_layers_are_a_column_only_where_some_are_set_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0)
+    make_run("pact", 4, 0, layers={"fc": {"bits": 2}})
+    keys = [column.key for column in measured_table(find_runs(tmp_path)).columns]
+    assert "layers.fc.bits" in keys and "layers" not in keys
+
+
+def test_asterisks_stay_in_markdown() -> None:
+    text = "layers.a.*.bits=2; layers.b.*.bits=3"
+    table = Table(text, [Column("a", "a")], [{"a": text}], [{"a": text}], text, ["* a misprint"])
+    escaped = text.replace("*", r"\*")
+    assert render(table, "markdown").splitlines() == [
+        f"**{escaped}**", "", "| a |", "|---|", f"| {escaped} |", "", escaped, "", r"- \* a misprint"
+    ]  # fmt: skip

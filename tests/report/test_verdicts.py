@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from qexp.commands.table import jobs_of
-from qexp.published import load_artefact, parse_paper
+from qexp.published import Artefact, load_artefact, parse_paper
+from qexp.report.artefact_plots import cells_figure
 from qexp.report.intervals import Summary, summarize
 from qexp.report.tables import Table
 from qexp.report.verdicts import measuring, published_table, verdict
@@ -241,7 +242,7 @@ def test_a_smoke_test_gets_no_verdict(make_run: MakeRun, tmp_path: Path) -> None
     assert row["remarks"] == "shortened budget: 2 of 200 epochs, 128 training samples, smoke test on digits"
 
 
-def degraded(root: Path) -> dict[str, dict[str, str]]:
+def figure5() -> Artefact:
     """ResNet20 in the form of figure 5, a made-up method beside it."""
     columns = {"4": {"bits": "w4a4"}, "2": {"bits": "w2a2"}}
     rows = {
@@ -255,8 +256,11 @@ def degraded(root: Path) -> dict[str, dict[str, str]]:
     }
     body = {"title": "t", "source": "Figure 5", "quantity": "degradation", "unit": "points", "how": "read_off"}
     body |= {"metric": "test_accuracy", "spread": 0.005, "columns": columns, "rows": rows}
-    artefact = parse_paper({"paper": "p", "reference": "arXiv:0", "artefacts": {"fig5": body}})["fig5"]
-    table = published_table(artefact, find_runs(root))
+    return parse_paper({"paper": "p", "reference": "arXiv:0", "artefacts": {"fig5": body}})["fig5"]
+
+
+def degraded(root: Path) -> dict[str, dict[str, str]]:
+    table = published_table(figure5(), find_runs(root))
     assert table.columns[2].header == "published (points)"
     return {f"{row['network']} {row['method']}": dict(row) for row in table.rows}
 
@@ -299,10 +303,68 @@ def test_runs_that_fit_no_cell_do_not_belong_to_a_figure(make_run: MakeRun, tmp_
     make_run("pact", 2)
     make_run("dorefa", 32)
     figure = load_artefact("pact/fig7")
-    assert [run.path for run in measuring(figure, find_runs(tmp_path))] == [unfinished]
+    assert [run.path for run in measuring(figure.cells, find_runs(tmp_path))] == [unfinished]
 
 
 def test_a_part_of_the_data_is_a_shortened_budget(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("pact", 4, 0, 0.8, epochs=30, **{"dataset.train_samples": 5000})
     remarks = row_of(compared(tmp_path), "PACT 4b")["remarks"]
     assert remarks == "shortened budget: 30 of 200 epochs, 5,000 training samples"
+
+
+def test_a_degradation_prefers_the_float_run_of_its_own_arithmetic(make_run: MakeRun, tmp_path: Path) -> None:
+    for quantizer, bits, accuracy, compiled in (
+        ("none", 4, 0.95, False), ("none", 4, 0.94, True), ("pact", 4, 0.9, True), ("pact", 2, 0.8, False)
+    ):  # fmt: skip
+        make_run(quantizer, bits, 0, accuracy, **{"trainer.compile": compiled})
+    rows = degraded(tmp_path)
+    assert (rows["PACT 4"]["measured"], rows["PACT 2"]["measured"]) == ("4.00", "15.00")
+
+
+def test_a_missing_baseline_is_called_so_and_has_a_command(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.9)
+    record = next(one for one in published_table(figure5(), find_runs(tmp_path)).records if one["column"] == "4")
+    assert (record["verdict"], record["command"]) == ("its baseline is not run", "qexp train experiment=p/fig5")
+    texts = [text.get_text() for axes in cells_figure(figure5(), find_runs(tmp_path)).axes for text in axes.texts]
+    assert texts == ["no baseline", "not run", "not run", ""]
+
+
+def test_a_figure_says_what_its_values_are_of_their_runs() -> None:
+    assert "Measured: mean, 95% interval" in cells_figure(figure5(), []).get_supxlabel()
+    moved = cells_figure(load_artefact("pwlq/fig2_right"), []).get_supxlabel()
+    assert "Measured: median or worst." in " ".join(moved.split())
+
+
+def test_a_cell_of_the_float_network_takes_no_run_with_a_quantized_layer(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    layer = {"bits": 2, "quantizer": {"weight": {"_target_": "q.Weight"}, "activation": None}}
+    make_run("none", 4, 0, 0.9, layers={"fc2*": layer})
+    assert row_of(compared(tmp_path), "FP")["verdict"] == "not run"
+
+
+def test_a_cells_rule_for_both_ends_is_met_by_its_widths(make_run: MakeRun, tmp_path: Path) -> None:
+    """A run is one by its identity, whichever of two words for the same widths it was made with."""
+    make_run("pact", 2, 0, 0.8, first_last="same", quantization={"bits": [[2, 2], [2, 2], [2, 2]]})
+    make_run("pact", 2, 1, 0.9, first_last=8, quantization={"bits": [[2, 2], [8, 8], [8, 8]]})
+    rows = published_table(load_artefact("pact/fig9"), find_runs(tmp_path)).rows
+    assert {row["network"]: row["measured"] for row in rows if row["n"] == "1"} == {"both quantized": "80.00"}
+
+
+def test_a_rule_in_other_words_is_no_departure(make_run: MakeRun, tmp_path: Path) -> None:
+    names = {"model": "preact_resnet18", "dataset": "imagenet", "quantizer": "lsq"}
+    same = {"bits": [[8, 8], [8, 8], [8, 8]]}
+    weight = {"_target_": "q.LSQ", "gradient_scale": "features_and_levels"}
+    changes = {"first_last": "same", "quantizer.weight": weight}
+    make_run("pact", 8, 0, 0.67, names=names, quantization=same, **changes)
+    rows = published_table(load_artefact("lsq/table1"), find_runs(tmp_path), only="resnet18").rows
+    (remarks,) = [row["remarks"] for row in rows if row["n"] == "1"]
+    assert remarks and "first_last" not in remarks
+
+
+def test_the_runs_of_some_cells_are_those_of_their_rows(make_run: MakeRun, tmp_path: Path) -> None:
+    scopes = {
+        scope: make_run("pact", 32, 0, **{"quantizer.activation.scope": scope}) for scope in ("layer", "channel")
+    }
+    figure = load_artefact("pact/fig7")
+    assert [run.path for run in measuring(figure.cells_of("PER LAYER"), find_runs(tmp_path))] == [scopes["layer"]]
