@@ -23,7 +23,7 @@ COMMANDS = {
     "plot": "how every alpha moved, learning curves",
     "cost": "what inference would cost on an accelerator, by bits and bandwidth",
     "scan": "how the loss depends on each clip level of a trained network",
-    "bench": "how fast training, evaluation and start-up are here",
+    "bench": "how fast training, calibration, products on bits and start-up are here",
 }
 
 _LINES = {

@@ -26,21 +26,6 @@ from qexp.settings import (
     end_bits,
 )
 
-__all__ = [
-    "AlphaRegularization",
-    "Bits",
-    "Budget",
-    "Calibration",
-    "Config",
-    "Evaluation",
-    "Experiment",
-    "Explain",
-    "LayerSetting",
-    "Trainer",
-    "parse",
-    "parse_bits",
-]
-
 SCOPES = ("layer", "channel", "element", "network")
 WEIGHT_SCOPES = (*SCOPES, "depthwise")
 PLACEMENTS = ("relu", "input")

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
@@ -23,28 +23,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qexp import build
+from qexp.commands.options import Parser
 from qexp.errors import ConfigError, Interrupted, QexpError
 from qexp.files import is_there
 from qexp.interrupts import asking_workers, raising_on_sigterm
 from qexp.jobs.composition import QexpLoader, decode_layers, encode_override, loader
 from qexp.jobs.grids import expand, sweep
-from qexp.jobs.job import Job, Record, exit_code, refuse_other_command, run_job
+from qexp.jobs.job import Job, Record, exit_code, of_run, refuse_other_command, run_job
 from qexp.jobs.launchers import KEEP, Launcher, quoted
 from qexp.jobs.preflight import Preflight, look, say
 from qexp.jobs.summary import lost, print_summary, settled
 from qexp.jobs.sweeps import Sweep
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as every other one is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{self.prog} --help` shows what there is.")
+from qexp.saved import PLACES, check_place
 
 
 def parser(command: str) -> argparse.ArgumentParser:
     """Return the parser of a command's options; everything else on its line is `key=value`."""
-    options = _Parser(prog=f"qexp {command}", add_help=False, allow_abbrev=False)
+    options = Parser(prog=f"qexp {command}", add_help=False, allow_abbrev=False)
     options.add_argument("overrides", nargs="*", metavar="key=value")
     options.add_argument("--multirun", "-m", action="store_true")
     options.add_argument("--config-dir", "-cd", type=Path)
@@ -59,7 +54,7 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 
 def main(command: str, argv: Sequence[str]) -> int:
-    """Run `command` (train, eval or explain) with its command line and return the exit code.
+    """Run `command` (train, ptq, eval or explain) with its command line and return the exit code.
 
     A user's mistake ends in one line on stderr and 2, a bug or a failed job of a sweep in 1, Ctrl-C in 130.
     """
@@ -87,6 +82,8 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     GlobalHydra.instance().initialize(hydra)
     overrides = [encode_override(text) for text in _with_run(command, arguments.overrides)]
     job = Job(command, dry_run=arguments.dry_run, config_dir=arguments.config_dir)
+    if arguments.cfg:
+        _check_cfg(arguments, named=_names_run(command, overrides))
     try:
         if arguments.shell_completion:
             hydra.shell_completion(config_name=command, overrides=overrides)
@@ -104,10 +101,27 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
 
 
 def _with_run(command: str, typed: Sequence[str]) -> list[str]:
-    """Return what was typed with `qexp eval FOLDER` (and explain) as `eval.run='FOLDER'`."""
+    """Return what was typed with `qexp eval FOLDER` (and explain) as `eval.run='FOLDER'`, places as `_place`."""
     if command not in ("eval", "explain"):
         return list(typed)
-    return [text if _is_setting(text) else f"{command}.run={quoted(text)}" for text in typed]
+    words = [text if _is_setting(text) else f"{command}.run={quoted(text)}" for text in typed]
+    return [_place(word) for word in words] if _names_run(command, words) else words
+
+
+def _names_run(command: str, words: Sequence[str]) -> bool:
+    return any(word.startswith(f"{command}.run=") for word in words)
+
+
+def _place(word: str) -> str:
+    """Return a place so that Hydra takes it, whatever the data set that it composes; the run's own may be another.
+
+    Raises:
+        ConfigError: a deletion; of a run nothing is left out.
+    """
+    key = word.partition("=")[0]
+    if key.startswith("~"):
+        check_place(key, word)
+    return f"++{word}" if key in PLACES else word
 
 
 def _is_setting(text: str) -> bool:
@@ -206,10 +220,23 @@ def _start_elsewhere(
     return records, None if number is None else Interrupted(number).exit_code
 
 
+def _check_cfg(arguments: argparse.Namespace, *, named: bool) -> None:
+    """Refuse to print many configurations as one, and of a run that is `named` what the defaults are."""
+    if arguments.multirun:
+        raise ConfigError(
+            f"--cfg {arguments.cfg}: prints the configuration of one job; leave -m out, give each key one value."
+        )
+    if named and (arguments.cfg != "job" or arguments.package):
+        raise ConfigError("--cfg job, without --package, prints a run's configuration; leave the rest out.")
+
+
 def _print_config(hydra: Hydra, command: str, overrides: list[str], *, resolve: bool) -> None:
     composed = hydra.compose_config(command, overrides, RunMode.RUN)
+    typed = list(composed.hydra.overrides.task)
     with open_dict(composed):
         del composed["hydra"]
     plain: Any = OmegaConf.to_container(composed, resolve=resolve)
     plain["layers"] = decode_layers(plain["layers"])
+    if run := (plain.get(command) or {}).get("run"):
+        plain = of_run(Path(str(run)), command, plain, typed)
     print(OmegaConf.to_yaml(OmegaConf.create(plain)), end="")

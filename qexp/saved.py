@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,26 @@ def check_place(key: str, shown: str) -> None:
         raise ConfigError(
             f"{shown}: the run's own config.yaml decides this; with a run one may set {', '.join(PLACES)}."
         )
+
+
+def places_of(words: Iterable[str]) -> dict[str, Any]:
+    """Return typed `key=value` words as a mapping.
+
+    Raises:
+        ConfigError: a word without `=`, or a key that the run has decided.
+    """
+    places = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"'{word}': one run at a time, and then key=value, such as dataset.root=FOLDER.")
+        check_place(key, word)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        places[key] = value if value is None or isinstance(value, (bool, int, float)) else text
+    return places
 
 
 def run_config(folder: Path, key: str, places: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,10 +61,6 @@ class Reader:
         rule = f"null, or a whole number, at least {least}"
         return self.get(key, None, lambda value: None if value is None else whole(value, least), rule)
 
-    def number(self, key: str, least: float) -> float:
-        """Return a finite number that is at least `least`."""
-        return self.get(key, least, lambda value: finite(value, least), f"a number, at least {least:g}")
-
     def boolean(self, key: str) -> bool:
         """Return true or false."""
         return self.choice(key, (True, False))

@@ -37,6 +37,8 @@ def mine(tmp_path: Path) -> Path:
         (["bits=w4a9"], "bits=w4a9: a width is 1 to 8, or 32"),
         (["bits.weight=9"], "bits.weight=9: a width is 1 to 8, or 32"),
         (["bits=2,4"], "add -m"),
+        (["layers.fc1.bits=2,4"], "train: layers.fc1.bits=2,4 gives several values"),
+        (["-m", "quantizer=pact,dorefa", "--cfg", "job"], "--cfg job: prints the configuration of one job"),
         (["bits"], "cannot read 'bits'"),
         (["bits=3.5"], "bits=3.5: a width is 1 to 8, or 32"),
         (["bits=null"], "bits=null: a width is 1 to 8, or 32"),

@@ -116,6 +116,28 @@ def test_completion(
     assert printed.err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table", "--foo"], "unrecognized arguments: --foo; `qexp table --help`"),
+        (["status", "--foo"], "unrecognized arguments: --foo; `qexp status --help`"),
+        (["list", "--foo"], "unrecognized arguments: --foo; `qexp list --help`"),
+        (["scan", "RUN", "--points", "x"], "invalid int value: 'x'; `qexp scan --help`"),
+        (["bench", "--rounds", "0"], "'0' is no whole number above 0; `qexp bench --help`"),
+        (["plot", "bogus"], "argument FIGURE: invalid choice: 'bogus'; `qexp plot --help`"),
+        (["plot", "alpah"], "invalid choice: 'alpah'. Did you mean 'alpha'? `qexp plot --help`"),
+        (["plot", "alpha"], "required: RUN; `qexp plot alpha --help`"),
+    ],
+)
+def test_a_mistake_in_an_option_is_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == "" and printed.err.count("\n") == 1 and len(printed.err) < 150
+
+
 @pytest.mark.slow
 def test_completion_in_a_real_bash(tmp_path: Path) -> None:
     program = tmp_path / "qexp"

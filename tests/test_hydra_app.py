@@ -162,6 +162,37 @@ def test_what_a_run_has_decided_cannot_be_typed(
     assert "eval.run=nowhere: no run of qexp" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[], ["-m"]])
+def test_places_are_those_of_the_runs_data_set(
+    started: list[Config], saved: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """The embedded digits, which Hydra composes before the run is read, have neither workers nor a list."""
+    plain = yaml.safe_load((saved / "config.yaml").read_text())
+    plain["dataset"] = {**compose("dataset=imagenet", "model=resnet18")["dataset"], "root": "before"}
+    (saved / "config.yaml").write_text(yaml.safe_dump(plain))
+    typed = ["dataset.workers=2", "dataset.val_list=list.txt", "dataset.root=here"]
+    assert hydra_app.main("eval", [*words, f"eval.run='{saved}'", *typed]) == 0
+    assert started[0].dataset == {**plain["dataset"], "workers": 2, "val_list": "list.txt", "root": "here"}
+    assert "+" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["~dataset.root", "~dataset.workers", "~bits", "~eval.split"])
+def test_of_a_run_nothing_is_left_out(
+    started: list[Config], saved: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    assert hydra_app.main("eval", [str(saved), word]) == 2
+    assert capsys.readouterr().err.startswith(f"qexp eval: {word}: the run's own config.yaml decides this")
+
+
+def test_the_printed_configuration_of_a_run_is_its_own(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hydra_app.main("eval", [str(saved), "trainer.threads=2", "--cfg", "job"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["bits"]["weight"], printed["trainer"]["threads"], printed["eval"]["run"]) == (3, 2, str(saved))
+    for words in (["nowhere", "--cfg=job"], [str(saved), "--cfg=all"], [str(saved), "bits=2", "--cfg=job"]):
+        assert hydra_app.main("eval", words) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("command", "experiment", "line"),
     [

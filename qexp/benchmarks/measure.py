@@ -22,7 +22,7 @@ class Measure:
     """One line of the table.
 
     Attributes:
-        topic: `step`, `data`, `memory`, `ptq`, `xnor`, `startup`, `sweep` or `digits`.
+        topic: `step`, `data`, `memory`, `ptq`, `xnor`, `kernels`, `startup`, `sweep` or `digits`.
         what: in words, unique within the topic.
         spread: the value, or None where it could not be measured; `basis` then says why.
         limit: what the value must not exceed (must reach, with `at_least`); None for a value without a limit.

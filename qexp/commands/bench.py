@@ -14,6 +14,7 @@ from qexp.benchmarks import programs
 from qexp.benchmarks.measure import Measure
 from qexp.benchmarks.record import TRAINING, as_record, table, text
 from qexp.bits import parse_bits
+from qexp.commands.options import Parser
 from qexp.config import Config, parse
 from qexp.errors import ConfigError
 from qexp.files import write_output
@@ -60,7 +61,7 @@ from one process in which both sides take turns; the value is the median of the 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     topics = "\n".join(f"  {name:9}{text}" for name, text in TOPICS.items())
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="qexp bench",
         description="Measure how fast training, its data, its memory and start-up are here, beside limits.\n\n"
         f"topics:\n{topics}",

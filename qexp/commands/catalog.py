@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qexp.commands.options import Parser
 from qexp.errors import ConfigError, did_you_mean
 from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
@@ -32,7 +33,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="qexp list",
         description="List what there is to choose from, each with its one line and its source.",
         epilog=_EXAMPLES,
@@ -75,7 +76,7 @@ def catalog(name: str, roots: Sequence[Path]) -> Table:
     """
     if name == PUBLISHED:
         artefacts = [load_artefact(known) for known in artefact_names()]
-        return _table("qexp table ...", [Header(f"{a.paper}/{a.name}", a.title, a.source) for a in artefacts])
+        return _table("qexp table ...", [Header(a.full_name, a.title, a.source) for a in artefacts])
     group = GROUPS.get(name, name)
     folders = [root / group for root in roots if (root / group).is_dir()]
     if not folders:

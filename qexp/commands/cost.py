@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from qexp.bits import parse_bits
 from qexp.commands.bench import composed
 from qexp.commands.cost_table import Case, cost_table, fit_table
 from qexp.commands.cost_weights import weights_table
+from qexp.commands.options import Parser
 from qexp.commands.table import check_only, write_or_print
 from qexp.config import Config
 from qexp.errors import ConfigError, did_you_mean
@@ -56,6 +57,7 @@ examples:
   qexp cost model=alexnet bits=8 batch=1,8,64 --output alexnet.md
   qexp cost --pwlq                                            PWLQ's hardware table: energy, speed-up of ResNet50
   qexp cost --pwlq model=mobilenet_v2 bandwidth=4,8           the same for another network
+  qexp cost --energy RUN dataset.root=DIR                     of a run, whose data have moved
   qexp cost --fit                                             the model's error at each of the paper's 12 points
 
 columns:
@@ -66,16 +68,9 @@ columns:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as every other one is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{self.prog} --help` shows what there is.")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    options = _Parser(
+    options = Parser(
         prog="qexp cost",
         description=_TEXT,
         epilog=_EXAMPLES,

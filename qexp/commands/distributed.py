@@ -139,7 +139,7 @@ def launch(config: Config) -> None:
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(count),
         "NODE_RANK": "0",
-        "QEXP_COMMAND": " ".join(["qexp", *sys.argv[1:]]),
+        "QEXP_COMMAND": os.environ.get("QEXP_COMMAND") or " ".join(["qexp", *sys.argv[1:]]),
     }
     ranks = [{"RANK": str(index), "LOCAL_RANK": str(index)} for index in range(count)]
     workers = [Worker(config.plain, {**os.environ, **job, **names}) for names in ranks]

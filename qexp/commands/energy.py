@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexp.config import Config, parse
-from qexp.errors import ConfigError
 from qexp.hardware.energy import DRAM_PJ, Energy, layer_energy, total, unique_filters
 from qexp.report.tables import Column, Table
 
@@ -30,17 +29,17 @@ COLUMNS = (
     Column("bits", "bits"),
     Column("macs", "MACs", number=True),
     Column("bit_operations", "bit-operations", number=True),
-    Column("bytes", "weights, bytes", number=True),
+    Column("weight_bytes", "weights, bytes", number=True),
     Column("times", "times smaller", number=True),
-    Column("arithmetic", "arithmetic, uJ", number=True),
-    Column("inputs", "inputs, uJ", number=True),
-    Column("weights", "weights, uJ", number=True),
+    Column("arithmetic_uj", "arithmetic, uJ", number=True),
+    Column("inputs_uj", "inputs, uJ", number=True),
+    Column("weights_uj", "weights, uJ", number=True),
     Column("unique", "unique filters", number=True),
 )
 
 
 def energy_table(words: Sequence[str]) -> Table:
-    """Return the table for a run's folder, or for a network composed of settings as for `qexp explain`.
+    """Return the table for a run's folder and where things are now, or for settings as for `qexp explain`.
 
     Raises:
         QexpError: there is no such run, or what the composition or the plan says.
@@ -48,8 +47,9 @@ def energy_table(words: Sequence[str]) -> Table:
     from qexp.build import build  # torch is imported below, after the words were looked at
     from qexp.commands.explain import layer_row
 
-    run = Path(words[0]) if len(words) == 1 and "=" not in words[0] else None
-    config = _config(words, run)
+    folders = [word for word in words if "=" not in word]
+    run = Path(folders[0]) if folders else None
+    config = _config(run, [word for word in words if word not in folders[:1]])
     source = build(config.dataset)
     model, plan = _planned(config, source, run)
     records, energies, floats = [], [], []
@@ -65,21 +65,17 @@ def energy_table(words: Sequence[str]) -> Table:
     return Table(
         title=f"{_network(words, config)}: memory and energy for one sample",
         columns=COLUMNS,
-        rows=[{key: _text(value) for key, value in record.items()} for record in records],
+        rows=[_row(record) for record in records],
         records=records,
         notes=[*NOTES, f"All of it in float32: {_sum(total(floats))} uJ; as it is: {_sum(total(energies))} uJ."],
     )
 
 
-def _config(words: Sequence[str], run: Path | None) -> Config:
+def _config(run: Path | None, settings: Sequence[str]) -> Config:
     from qexp.commands.bench import composed
-    from qexp.saved import run_config
+    from qexp.saved import places_of, run_config
 
-    if run is None:
-        if wrong := [word for word in words if "=" not in word]:
-            raise ConfigError(f"--energy {wrong[0]}: give one run's folder alone, or settings as key=value.")
-        return composed(*words)
-    return parse(run_config(run, "--energy", {}))
+    return composed(*settings) if run is None else parse(run_config(run, "--energy", places_of(settings)))
 
 
 def _planned(config: Config, source: DataSource, run: Path | None) -> tuple[nn.Module, Plan]:
@@ -116,7 +112,7 @@ def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:
         "bits": bits,
         "macs": row.macs,
         "bit_operations": row.bit_operations,
-        "bytes": row.weight_bytes,
+        "weight_bytes": row.weight_bytes,
         "times": 4 * row.parameters / row.weight_bytes,
         **_microjoules(energy),
     }
@@ -124,14 +120,14 @@ def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:
 
 def _whole(records: Sequence[dict[str, Any]], energy: Energy) -> dict[str, Any]:
     """Return the line of all layers; its share of unique filters is the mean of the layers', as in the paper."""
-    sums = {key: sum(record[key] for record in records) for key in ("macs", "bit_operations", "bytes")}
-    floats = sum(record["times"] * record["bytes"] for record in records)
+    sums = {key: sum(record[key] for record in records) for key in ("macs", "bit_operations", "weight_bytes")}
+    floats = sum(record["times"] * record["weight_bytes"] for record in records)
     shares = [record["unique"] for record in records if record["unique"] is not None]
     return {
         "layer": "all",
         "bits": "",
         **sums,
-        "times": floats / sums["bytes"],
+        "times": floats / sums["weight_bytes"],
         **_microjoules(energy),
         "unique": sum(shares) / len(shares) if shares else None,
     }
@@ -143,18 +139,24 @@ def _unique(weight: Any) -> float | None:
     return unique_filters((weight >= 0).flatten(0, 1).flatten(1).tolist())
 
 
-def _microjoules(energy: Energy) -> dict[str, Any]:
-    least, most = (f"{value / 1e6:.4g}" for value in energy.weights)
+def _microjoules(energy: Energy) -> dict[str, float]:
+    least, most = energy.weights
     return {
-        "arithmetic": energy.arithmetic / 1e6,
-        "inputs": energy.activations / 1e6,
-        "weights": f"{least} to {most}",
+        "arithmetic_uj": energy.arithmetic / 1e6,
+        "inputs_uj": energy.activations / 1e6,
+        "weights_least_uj": least / 1e6,
+        "weights_most_uj": most / 1e6,
     }
 
 
 def _sum(energy: Energy) -> str:
     least, most = ((energy.arithmetic + energy.activations + value) / 1e6 for value in energy.weights)
     return f"{least:.4g} to {most:.4g}"
+
+
+def _row(record: dict[str, Any]) -> dict[str, str]:
+    texts = {key: _text(value) for key, value in record.items()}
+    return {**texts, "weights_uj": f"{texts['weights_least_uj']} to {texts['weights_most_uj']}"}
 
 
 def _text(value: Any) -> str:

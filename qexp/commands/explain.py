@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -96,9 +97,7 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         [layer.input] if layer.input is not None else [quantizer for quantizer in fed if quantizer is not None]
     )
     macs = (convolution_macs if layer.kind == "Conv2d" else linear_macs)(layer.weight_shape, layer.output_shape)
-    parameters = 1
-    for side in layer.weight_shape:
-        parameters *= side
+    parameters = math.prod(layer.weight_shape)
     return LayerRow(
         name=layer.name,
         kind=layer.kind,

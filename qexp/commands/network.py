@@ -163,9 +163,8 @@ def check_network(config: Config, source: DataSource) -> None:
         ConfigError: the method does not support what is asked of it.
     """
     bare = {key: value for key, value in config.model.items() if key != "weights"}
-    if config.model.get("weights") is None or config.calibration is not None:
-        with torch.device("meta"):  # shapes without numbers: what a method refuses shows there
-            build_network(dataclasses.replace(config, model=bare, calibration=None), source)
+    with torch.device("meta"):  # shapes without numbers: what a method refuses shows there
+        build_network(dataclasses.replace(config, model=bare, calibration=None), source)
 
 
 def calibrated_network(config: Config, source: DataSource) -> AfterTraining:

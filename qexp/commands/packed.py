@@ -19,12 +19,17 @@ from qexp.xnor.engine import Engine, Proof, make_engine, products, prove
 def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> dict[str, float]:
     """Prove the packed engine on the split's samples, print what was compared, and return its metrics.
 
+    `engine.save` is written once the proof holds, and not at all where there are no samples to prove it on. What
+    `engine.load` brought is proved against its own integers, since the weights before it are not there.
+
     Raises:
-        ConfigError: layers that cannot run on bits, without engine.fallback=true; a network of several answers.
+        ConfigError: layers that cannot run on bits, without engine.fallback=true; a network of several answers;
+            a folder to save in or a split that is not there.
         CheckpointError: `engine.load` is no packed checkpoint of this network.
         TrainingError: the proof fails: a bug of the kernel, or a processor that computes otherwise.
     """
     refuse_text(config, "engine=xnor runs")
+    _refuse_place(config.engine.save)
     network.eval()
     weights = None
     if config.engine.load is not None:
@@ -33,21 +38,31 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
         weights = packed.weights
     engine = make_engine(network, products(print), weights)
     _refuse(engine, fallback=config.engine.fallback)
+    _require_proof(engine, None if weights else network.cpu(), source, config.eval.split)
     if config.engine.save is not None:
         print(size_lines(save_packed(Path(config.engine.save), network, engine.layers)))
     cpu = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, device="cpu"))
-    make = source.test_batches if config.eval.split == "test" else source.validation_batches
+    return evaluate(engine.network, source, cpu, config.eval.split)
+
+
+def _require_proof(engine: Engine, network: nn.Module | None, source: DataSource, split: str) -> None:
+    make = source.test_batches if split == "test" else source.validation_batches
     batches = make(None, "cpu", channels_last=False)
     if batches is None:
         raise ConfigError("eval.split=validation: the data set keeps none; set dataset.validation above 0.")
-    proof = prove(engine, None if weights else network.cpu(), batches)
+    proof = prove(engine, network, batches)
     print("\n".join(proof_lines(engine, proof)))
     if not proof.holds:
         where = ", ".join(proof.broken) or "the scores"
         raise TrainingError(
             f"engine xnor: packed and fake-quantized evaluation differ in {where}; please report this run."
         )
-    return evaluate(engine.network, source, cpu, config.eval.split)
+
+
+def _refuse_place(file: str | None) -> None:
+    """Refuse a folder that is not there before the proof takes minutes."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise ConfigError(f"engine.save={file}: there is no folder {Path(file).parent}; name one that is there.")
 
 
 def _refuse(engine: Engine, *, fallback: bool) -> None:

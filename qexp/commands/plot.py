@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexp.commands.options import Parser
 from qexp.commands.table import check_only, jobs_of, runs_of
 from qexp.errors import ConfigError
 from qexp.files import write_output
@@ -35,7 +36,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="qexp plot",
         description="Draw figures of runs; they are kept in the run's folder, under figures/.",
         epilog=_EXAMPLES,

@@ -6,19 +6,19 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from qexp.build import add_plugin, build
+from qexp.commands.options import Parser
 from qexp.config import Config, parse
 from qexp.errors import ConfigError
-from qexp.runs import RunDirectory, atomic_write
-from qexp.saved import check_place, run_config
+from qexp.files import atomic_write
+from qexp.runs import RunDirectory
+from qexp.saved import places_of, run_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ Cost: 2 * (points + 1) passes of the samples for each site, about half of each p
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="qexp scan",
         usage="qexp scan RUN [key=value ...] [options]",
         description=_DESCRIPTION,
@@ -128,26 +128,6 @@ def main(argv: Sequence[str]) -> int:
     points, samples = measure(config, RunDirectory(arguments.run), wanted, arguments.samples)
     report(arguments.run, points, samples)
     return 0
-
-
-def places_of(words: Iterable[str]) -> dict[str, Any]:
-    """Return typed `key=value` words as a mapping.
-
-    Raises:
-        ConfigError: a word without `=`, or a key that the run has decided.
-    """
-    places = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ConfigError(f"'{word}': one run at a time, and then key=value, such as dataset.root=FOLDER.")
-        check_place(key, word)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        places[key] = value if value is None or isinstance(value, (bool, int, float)) else text
-    return places
 
 
 def measure(config: Config, run: RunDirectory, wanted: Wanted, count: int) -> tuple[list[Point], int]:

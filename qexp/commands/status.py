@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from qexp.commands.options import Parser
 from qexp.errors import ConfigError
 from qexp.files import is_there
 from qexp.paths import config_dir
@@ -39,7 +40,7 @@ What failed or was interrupted goes on where it stopped when its command is type
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="qexp status",
         description="Show which runs are done, running, failed, interrupted or missing.",
         epilog=_EXAMPLES,

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from qexp.commands.options import Parser
 from qexp.errors import ConfigError
 from qexp.files import is_there, write_output
 from qexp.paths import config_dir
@@ -44,7 +45,7 @@ A row is a group of runs that differ in nothing but the seed. From three seeds o
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="qexp table",
         description="Put finished runs into a table, or beside the numbers that a paper printed.",
         epilog=_EXAMPLES + f"\npublished tables: {', '.join(artefact_names())}",

@@ -110,6 +110,7 @@ def _own(planned: Planned) -> bool:
             return False
         planned.run.prepare(planned.config.plain, planned.identity, describe())
         with recording_failure(planned.run), run_log(planned.run):
+            _warn_of_silence(network)
             _train(planned, network, teacher)
     return True
 
@@ -147,7 +148,6 @@ def _network(planned: Planned) -> Any:
     seed_everything(planned.config.seed)
     network = build_network(planned.config, planned.source)
     check(network, planned.config, planned.run)
-    _warn_of_silence(network)
     return network
 
 

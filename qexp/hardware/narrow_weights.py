@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from scipy.optimize import minimize_scalar
 
+from qexp.hardware.energy import ACCESS_BYTES, ADD_PJ, DRAM_PJ, MULTIPLY_PJ
 from qexp.hardware.system import Layer
 
 RATE = 3.14e12
@@ -28,11 +29,11 @@ RATE = 3.14e12
 REST = 0.886
 """Picojoules of a MAC that are the same at every width (buffers, control), fitted to the table's two energies."""
 
-MULTIPLY, ADD = 0.2, 0.1
-"""Picojoules of an 8-bit product and of a 32-bit accumulation (Horowitz)."""
+MULTIPLY, ADD = MULTIPLY_PJ["int8"], ADD_PJ["int32"]
+"""Picojoules of an 8-bit product and of a 32-bit accumulation."""
 
-EXTERNAL = 1300 / 8
-"""Picojoules of a byte over the external memory: the lower of Horowitz's 1.3 to 2.6 nJ for 64 bits."""
+EXTERNAL = DRAM_PJ[0] / ACCESS_BYTES
+"""Picojoules of a byte over the external memory: the lower end."""
 
 TAIL = 0.16
 """Share of weights that add to the second accumulator: beyond the breakpoint of a normal density over 4 sigma.
@@ -117,9 +118,9 @@ def fit(layers: Sequence[Layer], published: Ratios) -> tuple[float, float]:
         found = ratios(layers, list(wanted), rate, rest)
         return sum(math.log(found[cell] / value) ** 2 for cell, value in wanted.items())
 
-    rate = _least(lambda exponent: loss(10**exponent, REST, speeds), 11.0, 14.0) if speeds else math.log10(RATE)
+    rate = 10 ** _least(lambda exponent: loss(10**exponent, REST, speeds), 11.0, 14.0) if speeds else RATE
     rest = _least(lambda value: loss(RATE, value, energies), 0.0, 10.0) if energies else REST
-    return 10**rate, rest
+    return rate, rest
 
 
 def _least(loss: Callable[[float], float], low: float, high: float) -> float:

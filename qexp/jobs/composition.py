@@ -337,7 +337,7 @@ def compose(command: str, overrides: Sequence[str], extra: Path | None = None) -
 
 def decode_overrides(overrides: Sequence[str]) -> str:
     """Return a job's overrides as the user would type them, for display."""
-    shown = (re.sub(r"^\+\+(?=layers\.)", "", decode_pattern(item)) for item in overrides)
+    shown = (re.sub(r"^\+\+(?=(layers|dataset|trainer)\.)", "", decode_pattern(item)) for item in overrides)
     return " ".join(
         item.replace("bits='", "bits=").rstrip("'") if item.startswith("bits='") else item for item in shown
     )

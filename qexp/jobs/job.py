@@ -214,7 +214,7 @@ def of_run(folder: Path, command: str, plain: Mapping[str, Any], typed: Sequence
     """
     places = {}
     for override in typed:
-        key = override.partition("=")[0].lstrip("+~")
+        key = override.partition("=")[0].lstrip("+")
         top, _, name = key.partition(".")
         if top not in (command, "hydra", "engine"):
             check_place(key, decode_overrides([override]))
@@ -240,11 +240,13 @@ def _name_methods(job: Job, layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_reason(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the failed jobs by the first line of why: one reason often serves many."""
+    """Return the failed jobs by why: one reason often serves many. Of a user's mistake all lines are told."""
     reasons: dict[str, list[Record]] = {}
     for record in records:
         if record.message and record.status == "failed":
-            reasons.setdefault(record.message.splitlines()[0], []).append(record)
+            lines = record.message.splitlines()
+            told = lines if record.exit_code == ConfigError.exit_code else lines[:1]
+            reasons.setdefault("\n  ".join(told), []).append(record)
     return reasons
 
 

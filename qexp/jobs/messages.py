@@ -45,7 +45,7 @@ def one_line(error: Exception, loader: QexpLoader, command: str, overrides: Sequ
     if _NO_KEY.match(text) or _NO_GROUP.search(text):
         return "\n".join(_unknown_keys(loader, command, overrides)) or _flat(error)
     if text.startswith("Ambiguous value"):
-        line = text.split("'")[1]
+        line = decode_overrides([text.split("'")[1]])
         return f"{line} gives several values: add -m to run one job for each, or write [...] for a list."
     return _flat(error)
 

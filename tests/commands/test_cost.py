@@ -188,9 +188,9 @@ def test_weights_are_read_as_they_are_stored(capsys: pytest.CaptureFixture[str])
     lines = records(capsys.readouterr().out)
     assert len(lines) > 2
     for line in lines:
-        least, most = (float(value) for value in line["weights"].split(" to "))
-        accesses = int(line["bytes"]) / ACCESS_BYTES
-        assert (least, most) == pytest.approx([accesses * each / 1e6 for each in DRAM_PJ], rel=1e-3)
+        spent = (float(line["weights_least_uj"]), float(line["weights_most_uj"]))
+        accesses = int(line["weight_bytes"]) / ACCESS_BYTES
+        assert spent == pytest.approx([accesses * each / 1e6 for each in DRAM_PJ], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,13 @@ def test_a_run_that_was_quantized_after_training_is_counted_as_it_is_stored(
     plain["names"] = {"model": "resnet8", "dataset": "digits", "quantizer": words[4].partition("=")[2]}
     record = ptq.run(parse(plain))
     capsys.readouterr()
-    assert cost.main(["--energy", record["path"], "--format", "csv"]) == 0
+    assert cost.main(["--energy", record["path"], "dataset.eval_batch_size=7", "--format", "csv"]) == 0
     *layers, _ = records(capsys.readouterr().out)
     assert len(layers) == 8
     assert [round(32 / float(line["times"])) for line in layers] == [bits] * 8
+    for word in ("bits=2", "another"):
+        with pytest.raises(ConfigError, match=word):
+            cost.main(["--energy", record["path"], word])
 
 
 def test_the_hardware_table_of_pwlq(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qexp.build import build
-from qexp.commands.network import build_network, scheme
+from qexp.commands.network import build_network, check_network, scheme
 from qexp.errors import ConfigError
 from qexp.models.mlp import MLP
 from qexp.quantizers.base import named_quantizers
@@ -96,6 +96,20 @@ def test_a_method_for_one_layer_of_a_float_network() -> None:
 def test_a_rounding_that_nothing_would_use_is_refused(words: tuple[str, ...], key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}: no quantizer here would use it"):
         network(*words)
+
+
+@pytest.mark.parametrize("command", ["train", "ptq"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["quantizer=ternary", "bits=4"], "bits=4 is not supported by TernaryWeight"),
+        (["layers.fc22.bits=2"], "matches no layer"),
+    ],
+)
+def test_weights_to_start_from_hide_no_mistake(command: str, words: list[str], said: str) -> None:
+    config = configured("quantizer=pact", *words, "model.weights=some/run", command=command)
+    with pytest.raises(ConfigError, match=said):
+        check_network(config, build(config.dataset))
 
 
 def test_the_seed_decides_the_start_and_the_method_does_not() -> None:

@@ -18,13 +18,13 @@ from qexp.build import build
 from qexp.commands import train
 from qexp.commands.eval import load_run
 from qexp.commands.network import build_network
-from qexp.commands.scan import places_of
 from qexp.config import parse
 from qexp.data.digits import Digits
 from qexp.errors import ConfigError
 from qexp.lit.evaluate import measure
 from qexp.report.scans import FIELDS, read_scan
 from qexp.runs import RunDirectory
+from qexp.saved import places_of
 
 from ..composing import configured
 

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,23 @@ def test_eval_gives_the_recorded_accuracy(config, capsys):
     record = evaluation.run(parse(plain))
     assert record["matches"] is True
     assert "the same as in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("metric", "recorded", "measured", "same"),
+    [
+        ("test_perplexity", 110.1234, 110.12342, True),
+        ("test_perplexity", 110.1234, 110.1240, False),
+        ("test_bits_per_character", 1.2345, 1.23451, True),
+        ("test_accuracy", 0.9722, 0.9722 + 1e-6, False),
+    ],
+)
+def test_what_rounds_otherwise_is_the_same_and_another_sample_is_not(
+    metric: str, recorded: float, measured: float, same: bool, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_result({"metrics": {metric: recorded}})
+    assert evaluation._compare(run, {metric: measured}, metric) is same
 
 
 def test_eval_of_another_network_is_refused(config):
@@ -225,6 +243,16 @@ def test_a_run_that_began_from_weights_is_evaluated_without_them(config, tmp_pat
     (Path(began["path"]) / "last.ckpt").unlink()
     assert hydra_app.main("eval", [record["path"], "trainer.device=cpu"]) == 0
     assert "the same as in" in capsys.readouterr().out
+
+
+def test_layers_that_begin_at_zero_are_in_the_runs_log_and_said_by_one_process(
+    config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = config("quantizer=wrpn", "bits=2", "epochs=1", "model.hidden=[256,256]")
+    train._network(train.plan(silent))  # as each of a job's processes builds it
+    assert caplog.text == ""
+    record = train.run(silent)
+    assert "begin with every quantized weight at 0 (fc2)" in (Path(record["path"]) / "run.log").read_text()
 
 
 def test_layers_that_begin_at_zero_are_named(caplog: pytest.LogCaptureFixture) -> None:

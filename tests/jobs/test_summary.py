@@ -52,6 +52,15 @@ def test_reasons_stand_below_whole_and_the_signal_says_how_to_go_on(capsys: pyte
     assert lines[-1] == "interrupted by Ctrl-C; type the same command again"
 
 
+def test_all_that_is_wrong_with_a_configuration_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    mistakes = {"message": "epochs=0: too few.\nbatch_size=0: too few.", "exit_code": 2, "metric": None}
+    bug = {"message": "KeyError: a\nb", "exit_code": 1, "metric": None}
+    print_summary([job(2, "failed", **mistakes), job(3, "failed", **bug), job(4, "failed", **mistakes)])
+    *_, first, second, last = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert (first, second) == ("failed bits=2; bits=4: epochs=0: too few.", "  batch_size=0: too few.")
+    assert last == "failed bits=3: KeyError: a"
+
+
 def test_a_run_that_ends_while_one_looks_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(tmp_path)
     status = RunDirectory.status
