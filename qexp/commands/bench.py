@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from qexp.commands.options import Parser
 from qexp.config import Config, parse
 from qexp.errors import ConfigError
 from qexp.files import write_output
-from qexp.report.tables import render
+from qexp.report.tables import render, screen_width
 
 if TYPE_CHECKING:
     from qexp.benchmarks.training import Contest
@@ -103,8 +102,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.format == "json":
         print(json.dumps(report, indent=1))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(render(table(report, measures), arguments.format, width), end="")
+        print(render(table(report, measures), arguments.format, screen_width()), end="")
     if arguments.json is not None:
         _write(arguments.json, json.dumps(report, indent=1) + "\n")
     return int(arguments.check and any(one.held is False for one in measures))

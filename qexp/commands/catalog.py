@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from qexp.errors import ConfigError, did_you_mean
 from qexp.paths import config_dir
 from qexp.published import artefact_names, load_artefact
 from qexp.report.headers import Header, read_group
-from qexp.report.tables import Column, Table, to_terminal
+from qexp.report.tables import Column, Table, screen_width, to_terminal
 
 GROUPS = {"methods": "quantizer", "models": "model", "datasets": "dataset", "experiments": "experiment"}
 """What people ask for -> the folder of configs/ that holds it; other folders go by their own name."""
@@ -58,9 +56,8 @@ def main(argv: Sequence[str]) -> int:
         if not arguments.config_dir.is_dir():
             raise ConfigError(f"--config-dir {arguments.config_dir}: there is no such folder.")
         roots.append(arguments.config_dir)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name in arguments.what or list(GROUPS):
-        print(to_terminal(catalog(name, roots), width))
+        print(to_terminal(catalog(name, roots), screen_width()))
     return 0
 
 

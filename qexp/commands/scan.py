@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,7 +187,7 @@ def report(folder: Path, points: Sequence[Point], samples: int) -> None:
     from qexp.commands.plot import save
     from qexp.report.scan_plot import scan_figure
     from qexp.report.scans import FILE, read_scan, scan_table, scan_text
-    from qexp.report.tables import to_terminal
+    from qexp.report.tables import screen_width, to_terminal
 
     rows = [_row(point, samples) for point in points]
     try:
@@ -198,8 +196,8 @@ def report(folder: Path, points: Sequence[Point], samples: int) -> None:
         raise ConfigError(f"{folder / FILE}: cannot be written ({error.strerror})") from error
     figure = RunDirectory(folder).figures / "alpha_scan.png"
     save(scan_figure(folder), figure)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(to_terminal(scan_table(read_scan(folder), f"Loss against each clip level: {folder}"), width), end="")
+    table = scan_table(read_scan(folder), f"Loss against each clip level: {folder}")
+    print(to_terminal(table, screen_width()), end="")
     print(f"wrote {folder / FILE} and {figure}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +20,7 @@ from qexp.report.facts import ABSENT, facts
 from qexp.report.groups import metrics_of
 from qexp.report.numbers import unit, value_text
 from qexp.report.progress import progress_text
-from qexp.report.tables import Column, Table, to_terminal
+from qexp.report.tables import Column, Table, screen_width, to_terminal
 from qexp.runs import Run
 
 STATES = ("running", "failed", "interrupted", "missing", "done")
@@ -66,8 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if words:
         return planned(words)
     runs = collect([Path(name) for name in what] or [Path(DEFAULT_ROOT)])
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(to_terminal(status_table(runs), width), end="")
+    print(to_terminal(status_table(runs), screen_width()), end="")
     return 0
 
 
