@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from qexp.graph.plan import Plan
 from qexp.graph.tracing import input_node, layer_calls, relu_sites
@@ -67,7 +69,7 @@ def quantize_model(plan: Plan, gradient: Callable[[], nn.Module] | None = None) 
         for layer in swapped.values():
             layer.gradient_quantizer = gradient().train(layer.training)
     for graph in plan.graphs:
-        _rewrite(graph, plan, swapped)
+        _rewrite(graph, plan, swapped, trains=graph is not plan.graphs[-1])
     return plan.graphs[0] if len(plan.graphs) == 1 else TwoModes(*plan.graphs)
 
 
@@ -84,7 +86,7 @@ def _quantized_layers(plan: Plan) -> dict[str, nn.Module]:
     return swapped
 
 
-def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -> None:
+def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module], *, trains: bool) -> None:
     quantizers = {site.name: site.quantizer for site in plan.sites}
     layers = {name: calls for name, calls in layer_calls(graph).items() if name in swapped}
     relus = relu_sites(graph)
@@ -100,26 +102,40 @@ def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module]) -
             node.target = name
     for name, calls in layers.items():
         _set_submodule(graph, name, swapped[name])
-        _take_dropout(graph, calls, swapped[name])
+        _take_dropout(graph, calls, swapped[name], trains=trains)
     graph.graph.lint()
     graph.recompile()
 
 
-def _take_dropout(graph: fx.GraphModule, calls: list[fx.Node], layer: nn.Module) -> None:
+def _take_dropout(graph: fx.GraphModule, calls: list[fx.Node], layer: nn.Module, *, trains: bool) -> None:
     """Let a layer with an input quantizer drop values out itself, behind it, where one dropout serves it alone."""
     if not isinstance(layer, QuantConv2d | QuantLinear) or layer.input_quantizer is None:
         return
     readers = [_behind_flattening(graph, call) for call in calls]
     before = [input_node(reader) for reader in readers]
-    if any(node.op != "call_module" or node.target != before[0].target for node in before):
+    dropout, *others = (_dropout(graph, node, trains=trains) for node in before)
+    if any(other is not dropout for other in others):
         return
-    dropout = graph.get_submodule(str(before[0].target))
     wanted = (nn.Dropout, nn.Dropout2d) if readers == calls else (nn.Dropout,)  # flattened, channels are no more
     if isinstance(dropout, wanted) and all(len(node.users) == 1 for node in before):
         layer.input_dropout = dropout
         for reader, node in zip(readers, before, strict=True):
             reader.replace_input_with(node, input_node(node))
             graph.graph.erase_node(node)
+
+
+def _dropout(graph: fx.GraphModule, node: fx.Node, *, trains: bool) -> nn.Module | None:
+    """Return the module that a node calls, or a new one for the F.dropout of a training graph.
+
+    (In the only graph of a network it drops values out in evaluation too.)
+    """
+    if node.op == "call_module":
+        return graph.get_submodule(str(node.target))
+    if not trains or node.target is not F.dropout:
+        return None
+    given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    return nn.Dropout(given.arguments["p"]).train(graph.training) if given.arguments["training"] is True else None
 
 
 def _behind_flattening(graph: fx.GraphModule, call: fx.Node) -> fx.Node:

@@ -12,7 +12,7 @@ from qexp.graph.scheme import Method, Widths
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
 from qexp.models.torchvision_models import classifier
-from qexp.quantizers.base import named_quantizers
+from qexp.quantizers.base import Site, named_quantizers
 from qexp.quantizers.dorefa import dorefa_weight
 from qexp.quantizers.pact import PACT, pact
 from qexp.quantizers.qnn_linear import LinearActivation
@@ -289,3 +289,38 @@ def test_values_are_dropped_behind_the_quantizer_of_the_layer_that_alone_reads_t
     halved = torch.equal((trained / 2)[kept], evaluated[kept])  # else rounded on the grid when already doubled
     moved = read == "alone" or (read == "flattened" and dropout is nn.Dropout)
     assert halved == moved and 0.3 < kept.float().mean() < 0.6
+
+
+class Functional(nn.Module):
+    """A dropout that is a function, between two layers that hand their input on.
+
+    `always`: in evaluation too, so that there is one graph for both modes.
+    """
+
+    def __init__(self, *, always: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(30, 30, bias=False) for _ in range(2))
+        self.always = always
+        for layer in (self.first, self.second):
+            nn.init.eye_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.dropout(self.first(x), 0.5, self.always or self.training))
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_dropout_that_is_a_function_of_training_goes_behind_the_quantizer_too(
+    training: bool, always: bool
+) -> None:
+    how = scheme(method=Method("signed", None, LinearActivation, "input"), bits=(32, 3), last=Widths(32, 3))
+    network = quantized(Functional(always=always).train(training), how, (30,))
+    assert {module.training for module in network.modules()} == {training}
+    x = torch.linspace(-0.7, 0.7, 30).expand(200, 30)
+    grid = LinearActivation(3, Site("x", "input", (30,), signed=True))(x)
+    with torch.no_grad():
+        evaluated, trained = network.eval()(x), network.train()(x)
+    kept = trained != 0
+    assert 0.3 < kept.float().mean() < 0.6
+    assert torch.equal((trained / 2)[kept], grid[kept]) == (not always)
+    assert torch.equal(evaluated, grid) == (not always), "what is dropped out in evaluation stays so"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qexp.calibration.extremes import ends
-from qexp.calibration.histograms import CHUNK, Magnitudes
-from qexp.calibration.moments import Moments
+from qexp.calibration.histograms import Magnitudes
+from qexp.calibration.moments import Half, Moments
 from qexp.calibration.observers import Observer
 from qexp.errors import ConfigError
 from qexp.ops.aciq import gauss_clip, laplace_clip
@@ -129,7 +129,7 @@ class ACIQ(Observer):
         if distribution not in ("laplace", "gauss", "auto"):
             raise ConfigError(f"distribution={distribution} is not one of laplace, gauss, auto.")
         self.distribution = distribution
-        self.moments = Moments(site) if site.signed else _Half(site)
+        self.moments = Moments(site) if site.signed else Half(site)
 
     def _take(self, values: Tensor) -> None:
         self.moments.observe(values)
@@ -146,35 +146,6 @@ class ACIQ(Observer):
         middle = (math.sqrt(1 / 2) + math.sqrt(2 / math.pi)) / 2
         is_laplace = deviation < middle * std if self.distribution == "auto" else self.distribution == "laplace"
         return laplace_clip(bits) * deviation if is_laplace else gauss_clip(bits) * std
-
-
-class _Half:
-    """The spread of a density symmetric about zero, from its positive half alone: count, sum and squares of it."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.count, self.total, self.squares, self.high = 0, 0.0, 0.0, 0.0
-
-    def observe(self, values: Tensor) -> None:
-        """Take in a vector; NaN or infinity is a `ConfigError`."""
-        self.high = max(self.high, ends(values, self.site.name)[1])
-        for part in values.split(CHUNK):
-            above = part.double().clamp_(min=0)
-            # Their sign is 0 or 1: counted as floats, which takes a fraction of the time of counting booleans.
-            count, total, squares = torch.stack([above.sign().sum(), above.sum(), above.dot(above)]).tolist()
-            self.count += int(count)
-            self.total += total
-            self.squares += squares
-
-    @property
-    def deviation(self) -> float:
-        """E|x| of the whole density."""
-        return self.total / self.count if self.count else 0.0
-
-    @property
-    def std(self) -> float:
-        """sqrt(E x^2) of the whole density."""
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
 
 
 def _around_zero(level: float, site: Site) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.moments import Moments
+from qexp.calibration.moments import Half, Moments
 from qexp.calibration.observers import Observer
 from qexp.errors import ConfigError, DataError
 from qexp.graph.plan import LayerPlan, Plan
@@ -133,7 +133,8 @@ class _Watch:
     def __init__(self, quantizer: Any, observer: Callable[[int, Site], Observer]) -> None:
         self.quantizer: Quantizer = quantizer
         self.observer = observer(quantizer.bits, quantizer.site)
-        self.moments = Moments(quantizer.site) if quantizer.needs_moments else None
+        moments = Moments if quantizer.site.signed else Half
+        self.moments = moments(quantizer.site) if quantizer.needs_moments else None
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.observer.observe(inputs[0])

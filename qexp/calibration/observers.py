@@ -12,10 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from qexp.bits import BITS
 from qexp.calibration.extremes import ends, flat, median_ends
 from qexp.calibration.histograms import Histogram
 from qexp.errors import ConfigError
-from qexp.quantizers.base import BITS, Site
+from qexp.quantizers.base import Site
 
 
 class Observer:

@@ -19,6 +19,7 @@ from qexp.graph.tracing import (
     keeps_levels,
     layer_calls,
     nonnegative,
+    relu_end,
     relu_sites,
     sources,
     trace,
@@ -129,7 +130,7 @@ def _plan_sites(
         shape = shapes[node.name]
         if len(shape) == 2 and feeds and all(isinstance(graph.get_submodule(layer), nn.Linear) for layer in feeds):
             shape = shape[-1:]  # the axis before it counts the steps of a sequence, as in `_plan_input`
-        site = Site(name, "activation", shape)
+        site = Site(name, "activation", shape, end=relu_end(graph, node))
         quantizer = None
         if setting.method.placement == "relu":
             quantizer = _make(setting.method.activation, setting.bits.activation, site, scheme, setting.scope)

@@ -45,11 +45,17 @@ def accumulate(
 
     Args:
         integers: of the input, any integer dtype, (N, ...).
-        step, offset: of the input's grid; scalars, or values that broadcast against it.
+        step: of the input's grid, a scalar.
+        offset: of the input's grid, a scalar, or values that broadcast against it.
         weight: real, (channels, ...).
         grid: of the weights, with one range for each channel or for all.
         product: see `Product`.
+
+    Raises:
+        ValueError: more steps than one, which cannot be taken out of a sum over the inputs.
     """
+    if step.numel() != 1:
+        raise ValueError(f"step: {tuple(step.shape)}; one for the whole input can be taken out of its sums")
     x = integers.double()
     shift = offset.double().expand_as(x) if bool((offset != 0).any()) else None
     accumulators: list[Tensor] = []

@@ -7,6 +7,7 @@ pass instead of several floats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -91,10 +92,13 @@ class _EagerClipRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, level: Tensor, steps: int | None, signed: bool) -> Tensor:
         value = x.float()
+        # From 0 to a level that is not above 0 nothing is inside: all of x counts as above, as its value says.
+        end = level if signed else F.threshold(level, 0.0, -math.inf)
+        start = -level if signed else end.clamp(max=0)
         # 0 below the range, 1 inside, 2 above. Comparisons that write floats are three times as fast as those
         # that write booleans, here and in the products of the backward pass.
-        region = torch.ge(value, level, out=torch.empty_like(value))
-        region += (torch.gt if signed else torch.ge)(value, -level if signed else 0.0, out=torch.empty_like(value))
+        region = torch.ge(value, end, out=torch.empty_like(value))
+        region += (torch.gt if signed else torch.ge)(value, start, out=torch.empty_like(value))
         ctx.save_for_backward(region.to(torch.uint8))
         ctx.level_shape, ctx.signed = level.shape, signed
         y = torch.maximum(value, -level) if signed else value.clamp(min=0)

@@ -29,9 +29,10 @@ def percentile_range(x: Tensor, gamma: float, channels: bool) -> tuple[Tensor, T
 
 
 def squared_error_range(x: Tensor, kind: Kind, bits: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the part of the range [low, high] whose grid has the least squared error, each channel's own.
+    """Return low and high times the share whose grid has the least squared error, each channel's own.
 
-    Tried are parts from the whole range to a fifth of it, evenly spaced.
+    Tried are shares from 1 to a fifth, evenly spaced. So both ends go towards zero: of a range that holds zero the
+    result is a part, of another one it may begin (or end) nearer to zero than any value.
 
     Args:
         x: weights (channels, ...), any number of dimensions.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import ConfigError
+from qexp.ops.numbers import is_positive
 from qexp.ops.rounding import TrainedRounding
 
 Rounding = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ class Discretisation(TrainedRounding):
     """A rounding around another one.
 
     Args:
-        inner: the rounding.
+        inner: the rounding; trained, it is a module of the network like this one, and told of its progress itself.
     """
 
     weights_only: ClassVar[bool] = False
@@ -40,16 +41,6 @@ class Discretisation(TrainedRounding):
     def learned(self) -> dict[str, nn.Parameter]:
         """Return what the inner rounding learns."""
         return self.inner.learned() if isinstance(self.inner, TrainedRounding) else {}
-
-    def progress(self, share: float) -> None:
-        """Pass it on."""
-        if isinstance(self.inner, TrainedRounding):
-            self.inner.progress(share)
-
-    def after_step(self) -> None:
-        """Let the inner rounding act."""
-        if isinstance(self.inner, TrainedRounding):
-            self.inner.after_step()
 
 
 class EWGS(Discretisation):
@@ -76,7 +67,8 @@ class EWGS(Discretisation):
 class MSEPull(Discretisation):
     """Weights pulled to their levels: the gradient of (strength / 2) * the sum of e^2 is added. Ours.
 
-    The error is in steps, e = u - round(u) with u = x / step, so a learned step is pulled as well.
+    The error is in steps, e = u - round(u) with u = x / step, so a learned step is pulled as well. A layer that is
+    called several times in one pass is pulled as often.
 
     Args:
         strength: in units of the loss for an error of one step.
@@ -122,7 +114,6 @@ class Blend(Discretisation):
 
     def progress(self, share: float) -> None:
         """Lower beta in a straight line."""
-        super().progress(share)
         self.beta.fill_(self.start * max(0.0, 1.0 - share / self.until))
 
 
@@ -163,6 +154,6 @@ class _Pulled(torch.autograd.Function):
 
 
 def _share(name: str, value: float, largest: float) -> float:
-    if isinstance(value, (bool, str)) or not 0 < value <= largest:
+    if not (is_positive(value) and value <= largest):
         raise ConfigError(f"discretisation.{name}={value}: a number above 0, at most {largest:g}.")
     return float(value)

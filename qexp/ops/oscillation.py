@@ -29,7 +29,8 @@ class Oscillation(nn.Module):
     def __init__(self, shape: tuple[int, ...], momentum: float = 0.01) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("integers", torch.zeros(shape, dtype=torch.int16))
+        # int8 holds 8 signed bits; gloo, which hands buffers to other processes, has no int16.
+        self.register_buffer("integers", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("direction", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("frequency", torch.zeros(shape))
         self.register_buffer("average", torch.zeros(shape))

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from qexp.ops.codes import Codes, ascending
 from qexp.ops.rounding import ste
+from qexp.ops.uniform import SMALLEST
 
 Variant = Literal["paper", "authors"]
 
 VARIANTS = ("paper", "authors")
-
-SMALLEST = 2.0**-118
-"""Of a piece's width: 255 steps in a smaller one overflow float32, so it counts as none."""
 
 
 class PiecewiseGrid:

@@ -13,9 +13,9 @@ _TO_NEXT = 0x00800000 - 0x003504F4
 def ap2(x: Tensor) -> Tensor:
     """Return sign(x) 2^round(log2 |x|) in float32, exactly; 0 for 0, infinity for what no float32 can hold.
 
-    A mantissa below sqrt(2) goes down, others up; no float32 lies between the two. What is nearer to 0 than to
-    2^-126 becomes 0. Nothing is differentiated. Source: algorithm 3 of arXiv 1602.02830 (whose footnote, the index
-    of the highest bit, would be the floor).
+    A mantissa below sqrt(2) goes down, others up; no float32 lies between the two. Of magnitudes under 2^-126
+    those below (sqrt(2) - 1) 2^-126 become 0, the others 2^-126. Nothing is differentiated. Source: algorithm 3
+    of arXiv 1602.02830 (whose footnote, the index of the highest bit, would be the floor).
 
     >>> ap2(torch.tensor([3.0, 2.8, -0.75, 0.0])).tolist()
     [4.0, 2.0, -1.0, 0.0]

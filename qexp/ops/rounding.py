@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qexp.errors import ConfigError
+from qexp.ops.numbers import is_positive
 
 
 def ste(x: Tensor) -> Tensor:
@@ -207,6 +208,6 @@ def tanh_round(x: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 def _sharpness(name: str, value: float) -> float:
-    if isinstance(value, (bool, str)) or not 0 < value < math.inf:
+    if not is_positive(value):
         raise ConfigError(f"{name}={value}: a sharpness is a number above 0; close to 0 is rounding=ste.")
     return float(value)

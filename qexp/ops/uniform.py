@@ -19,6 +19,9 @@ Kind = Literal["full", "restricted", "asymmetric"]
 
 KINDS = ("full", "restricted", "asymmetric")
 
+SMALLEST = 2.0**-118
+"""Of a range: 255 steps in a smaller one overflow float32, so it counts as none."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -92,10 +95,5 @@ def spread_axes(x: Tensor, channels: bool) -> tuple[int, ...]:
 def extremes(x: Tensor, channels: bool) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest value in float32: scalars, or (channels, 1, ...) to broadcast."""
     axes = spread_axes(x, channels)
-    low, high = torch.aminmax(x.float().flatten(1), dim=1) if channels and axes else _whole(x)
+    low, high = torch.aminmax(x.float().flatten(1), dim=1) if channels and axes else torch.aminmax(x.float())
     return (low.reshape(-1, *([1] * len(axes))), high.reshape(-1, *([1] * len(axes)))) if channels else (low, high)
-
-
-def _whole(x: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = torch.aminmax(x.float())
-    return low, high

@@ -87,7 +87,7 @@ class ACIQWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of its channel's levels each weight takes; a channel with fewer repeats its last one."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         low, step, steps = self._grid(x)
         every = torch.arange(int(steps.max()) + 1, dtype=torch.float32, device=x.device)
         every = torch.minimum(every.reshape(-1, *([1] * steps.dim())), steps)

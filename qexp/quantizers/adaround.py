@@ -14,6 +14,7 @@ from qexp.errors import ConfigError
 from qexp.ops.clip_search import least_squares_step
 from qexp.ops.codes import Codes, uniform_codebook
 from qexp.ops.rounding import ste
+from qexp.ops.steps import limits
 from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.uniform import range_shape, refuse_no_numbers
 
@@ -64,6 +65,7 @@ class AdaRoundWeight(Quantizer):
                 f"learning_rate={learning_rate} penalty={penalty} warmup={warmup}: the first above 0, the second"
                 " at least 0, the third from 0 to below 1."
             )
+        self.limits = limits(bits, signed=True)
         self.scope, self.iterations, self.learning_rate = scope, iterations, learning_rate
         self.penalty, self.warmup, self.samples = penalty, warmup, samples
         self.register_buffer("step", torch.full(range_shape(scope, site), torch.nan))
@@ -75,16 +77,10 @@ class AdaRoundWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each weight takes."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         lowest, highest = self.limits
         integers = self._integers(x.detach(), torch.round) - lowest
         return Codes(integers.int(), uniform_codebook(lowest, highest, self._step(x)))
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The lowest and the highest integer, those of two's complement."""
-        half = 2 ** (self.bits - 1)
-        return -half, half - 1
 
     @torch.no_grad()
     def fit_weights(self, weight: Tensor) -> None:
@@ -105,9 +101,9 @@ class AdaRoundWeight(Quantizer):
 
     def _integers(self, x: Tensor, rounding: Rounding) -> Tensor:
         nearest = rounding(x.float() / self._divisor(self._step(x))).clamp(*self.limits)
-        return (
-            nearest + self.moved if x.shape == self.moved.shape else nearest
-        )  # of other weights nothing is known
+        if x.shape != self.moved.shape:  # of other weights nothing is known
+            return nearest
+        return (nearest + self.moved).clamp(*self.limits)
 
     def _step(self, x: Tensor) -> Tensor:
         if self.holds(self.step):

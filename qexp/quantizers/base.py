@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -9,15 +10,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from qexp.bits import BITS
 from qexp.errors import ConfigError
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import TrainedRounding, ste
 
 Rounding = Callable[[Tensor], Tensor]
 """Rounds to the nearest integer in the forward pass; its gradient is the method's own choice."""
-
-BITS = (1, 2, 3, 4, 5, 6, 7, 8, 32)
-"""The widths a configuration may ask for; 32 means no rounding."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,15 @@ class Site:
         name: the layer's dotted name, with `_1`, `_2` ... for the later calls of a shared module.
         kind: `weight`, `activation` (the output of a nonlinearity) or `input` (of a layer).
         shape: of the weight (out, in, ...), or of one sample's features (C, H, W) or (C,); empty if unknown.
-        channel_axis: the axis of `shape` that counts channels.
         signed: whether values can be negative.
+        end: where what the site replaces ends: 6 for a ReLU6.
     """
 
     name: str
     kind: Literal["weight", "activation", "input"]
     shape: tuple[int, ...] = ()
-    channel_axis: int = 0
     signed: bool = False
+    end: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class ParameterGroup:
 class Observed:
     """What calibration saw at one site: the range that an observer chose, and mean and standard deviation.
 
-    Float32 scalars; the moments are there for a quantizer that says `needs_moments`.
+    Float32 scalars; the moments are there for a quantizer that says `needs_moments`. Where values are never
+    negative they are those of a density symmetric about zero, whose upper half the values above zero are.
     """
 
     low: Tensor
@@ -230,13 +230,19 @@ class Quantizer(nn.Module):
         )
         if x is not None and self.bits < 32:
             description.levels = int(self.codes(x).values.unique().numel())
+        if x is not None and (self.bits < 32 or self.acts_at_32) and (share := self.clipped(x)) is not None:
+            description.shares["clipped"] = share
         return description
 
-    def require_steps(self, steps: int | None) -> int:
-        """Return `steps`, or raise ConfigError where there is no grid (32 bits)."""
-        if steps is None:
+    def clipped(self, x: Tensor) -> Tensor | None:
+        """Return the share (0 to 1) of `x` that its range or its gradient's window cuts off. Default: no such."""
+        return None
+
+    def require_grid(self) -> int:
+        """Return the bits of its grid; raise ConfigError where there is none (32 bits)."""
+        if self.bits == 32:
             raise ConfigError(f"{self.site.name}: 32 bits are not rounded, so there are no integer codes.")
-        return steps
+        return self.bits
 
     def extra_repr(self) -> str:
         """Return the text between the brackets of `repr`."""
@@ -264,20 +270,22 @@ def scope_shape(scope: str, site: Site) -> tuple[int, ...]:
         raise ConfigError(f"{site.name}: scope={scope} needs the input's shape, which is not known; take layer.")
     if scope == "element":
         return site.shape
-    channels = site.shape[site.channel_axis]
-    return tuple(channels if axis == site.channel_axis else 1 for axis in range(len(site.shape)))
+    return (site.shape[0], *([1] * (len(site.shape) - 1)))
 
 
 def clip_steps(bits: int, site: Site) -> int | None:
-    """Return the grid steps between 0 and a clip level; None at 32 bits.
+    """Return `grid_steps`; None at 32 bits, where a clip does not round."""
+    return None if bits == 32 else grid_steps(bits, site)
+
+
+def grid_steps(bits: int, site: Site) -> int:
+    """Return the grid steps between 0 and a clip level, for 1 to 8 bits.
 
     2^bits - 1 for values that are never negative, 2^(bits-1) - 1 on each side for those that can be.
 
     Raises:
         ConfigError: one bit at a signed site has no level beside zero.
     """
-    if bits == 32:
-        return None
     if not site.signed:
         return 2**bits - 1
     if bits == 1:

@@ -6,7 +6,6 @@ figure 1; the paper says neither the level nor the bits that it used there. At l
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 from qexp.errors import ConfigError
 from qexp.ops.clip import clip_codes, clip_round, clipped_share
 from qexp.ops.codes import Codes
+from qexp.ops.numbers import is_positive
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site, clip_steps
+from qexp.quantizers.base import Quantizer, Rounding, Site, clip_steps, grid_steps
 
 
 class FixedClip(Quantizer):
@@ -36,7 +36,7 @@ class FixedClip(Quantizer):
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, level: float = 1.0) -> None:
         super().__init__(bits, site, rounding)
-        if isinstance(level, (bool, str)) or not 0 < level < math.inf:
+        if not is_positive(level):
             raise ConfigError(f"level={level} does not fit: the clip level is a number above 0.")
         self.steps = clip_steps(bits, site)
         self.register_buffer("level", torch.tensor(float(level)), persistent=False)
@@ -47,12 +47,8 @@ class FixedClip(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""
-        return clip_codes(x, self.level, self.require_steps(self.steps), self.site.signed)
+        return clip_codes(x, self.level, grid_steps(self.require_grid(), self.site), self.site.signed)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements at or beyond the level."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = clipped_share(x, self.level, self.site.signed)
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements at or beyond the level."""
+        return clipped_share(x, self.level, self.site.signed)

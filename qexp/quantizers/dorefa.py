@@ -14,7 +14,7 @@ from torch import Tensor
 from qexp.ops.clip import clip_codes, clip_round, clipped_share
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site, clip_steps
+from qexp.quantizers.base import Quantizer, Rounding, Site, clip_steps, grid_steps
 
 
 def dorefa_weight(weight: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
@@ -55,7 +55,7 @@ class DoReFaWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the 2^bits levels each weight takes."""
-        steps = self.require_steps(None if self.bits == 32 else 2**self.bits - 1)
+        steps = 2 ** self.require_grid() - 1
         x = x.detach()
         if self.bits == 1:
             scale = x.float().abs().mean()
@@ -84,12 +84,8 @@ class DoReFaActivation(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""
-        return clip_codes(x, self.level, self.require_steps(self.steps), self.site.signed)
+        return clip_codes(x, self.level, grid_steps(self.require_grid(), self.site), self.site.signed)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements at or beyond 1."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = clipped_share(x, self.level, self.site.signed)
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements at or beyond 1."""
+        return clipped_share(x, self.level, self.site.signed)

@@ -46,12 +46,13 @@ class ImageGrid(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which level each pixel takes."""
-        steps = self.require_steps(None if self.bits == 32 else 2**self.bits - 1)
+        steps = 2 ** self.require_grid() - 1
         return Codes(self._integers(x).detach().int(), uniform_codebook(0, steps, self.step) + self.lowest)
 
     def _integers(self, x: Tensor) -> Tensor:
         integers = self.rounding((x.float() - self.lowest) / self.step)
-        # Dropout before the first layer scales the pixels it keeps up, in training: they may lie beyond white.
+        # Dropout that others than the first layer read, or that it reads through something else, acts before this
+        # grid: in training it scales the pixels it keeps up, and they may lie beyond white.
         return integers if self.training and self.bits == 8 else integers.clamp(0, 2**self.bits - 1)
 
 

@@ -7,13 +7,13 @@ public: everything beyond the abstract is this project's reconstruction. "SSG" i
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qexp.errors import ConfigError
+from qexp.ops.numbers import is_positive
 from qexp.ops.rounding import ste
 from qexp.ops.simulated import scaled_simulated_gradient
 from qexp.ops.steps import step_gradient
@@ -64,7 +64,7 @@ class LGLSQ(LLSQ):
             raise ConfigError(f"mixed_in={mixed_in}: scale_gradient={scale_gradient} mixes nothing; take hybrid.")
         if power != 2 and scale_gradient == "lsq":
             raise ConfigError(f"power={power}: scale_gradient=lsq has no rounding error; take ssg or hybrid.")
-        if mixed_in is not None and (isinstance(mixed_in, (bool, str)) or not 0 < mixed_in < math.inf):
+        if mixed_in is not None and not is_positive(mixed_in):
             raise ConfigError(f"mixed_in={mixed_in}: a number above 0, or null for 0.1.")
         self.scale_gradient, self.mixed_in = scale_gradient, 0.1 if mixed_in is None else float(mixed_in)
 

@@ -14,13 +14,15 @@ from torch import Tensor
 from qexp.errors import ConfigError
 from qexp.ops.rounding import ste
 from qexp.ops.simulated import rounding_errors, simulated_gradient
-from qexp.ops.steps import round_to_step, scoped_axes, step_gradient
+from qexp.ops.steps import scoped_axes, step_gradient
 from qexp.quantizers.base import Rounding, Site
 from qexp.quantizers.lsq import LSQ
 
 
 class LLSQ(LSQ):
     """LSQ's grid; the step moves to the lowest error of half of it, itself and twice it.
+
+    This gradient is added at every call: to the input's step of a recurrence once for each step of the sequence.
 
     Args:
         scope: as LSQ.
@@ -52,13 +54,6 @@ class LLSQ(LSQ):
             raise ConfigError(f"power={power}: the mean absolute (1) or squared (2) error.")
         self.power, self.masked = power, masked
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the rounded values, in x's dtype."""
-        if self.bits == 32:
-            return x
-        step = self.step_for(x)
-        return round_to_step(x, step, self.lowest, self.highest, self.rounding, masked=self.masked)
-
     def step_for(self, x: Tensor) -> Tensor:
         """Return the step, whose gradient is the simulated one."""
         if not torch.is_grad_enabled():
@@ -73,5 +68,5 @@ class LLSQ(LSQ):
         """Return the steps to start from: the largest magnitude spread over the integers, as the code has it."""
         largest = x.abs().amax(scoped_axes(x, self.step)).reshape(self.step.shape)
         if self.site.kind == "weight":
-            return largest / (2 ** (self.bits - 1) if self.scope == "layer" else self.highest)
+            return largest / (self.highest if self.step.dim() else 2 ** (self.bits - 1))
         return largest / (self.highest + 1 if self.bits >= 4 else 2 * self.highest)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qexp.errors import ConfigError
 from qexp.ops.codes import Codes
+from qexp.ops.numbers import is_positive
 from qexp.ops.oscillation import Oscillation
 from qexp.ops.rounding import ste
 from qexp.ops.steps import limits, nearest, round_to_step, scoped_mean, step_codes, step_gradient
@@ -49,6 +50,9 @@ class LSQ(Quantizer):
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
     floor: Tensor
 
+    masked: bool = True
+    """Whether the gradient of values beyond the range is 0."""
+
     def __init__(
         self,
         bits: int,
@@ -80,24 +84,28 @@ class LSQ(Quantizer):
         """Return the rounded values, in x's dtype."""
         if self.bits == 32:
             return x
-        return round_to_step(x, self.step_for(x), self.lowest, self.highest, self.rounding)
+        return round_to_step(x, self.step_for(x), self.lowest, self.highest, self.rounding, masked=self.masked)
 
     def step_for(self, x: Tensor) -> Tensor:
         """Return the step, with the gradient that it is to get from `x`."""
         return step_gradient(self.step, self.scale_for(x))
 
     def scale_for(self, x: Tensor) -> float:
-        """Return what the step's gradient is multiplied by."""
+        """Return what the step's gradient is multiplied by.
+
+        A layer that is called several times for one output (a recurrence, once a step of the sequence) has the
+        features of one call here, and its gradients add up; a linear layer on (N, T, F) has T * F.
+        """
         if self.gradient_scale == "none":
             return self.gradient_factor
-        values = x.numel() // self.step.numel()
-        features = values if self.site.kind == "weight" else values // x.shape[0]
+        values = x.shape if self.site.kind == "weight" else x.shape[1:]
+        features = math.prod(values) // self.step.numel()
         levels = self.highest if self.gradient_scale == "features_and_levels" else 1
         return self.gradient_factor / math.sqrt(features * levels)
 
     def codes(self, x: Tensor) -> Codes:
         """Return the integers, from 0 for the lowest."""
-        self.require_steps(None if self.bits == 32 else self.highest)
+        self.require_grid()
         return step_codes(x, self.step, self.lowest, self.highest)
 
     @torch.no_grad()
@@ -136,7 +144,10 @@ class LSQ(Quantizer):
         return self.site.name.removesuffix(".input")
 
     def start(self, x: Tensor) -> Tensor:
-        """Return the steps to start from: 2 mean |x| / sqrt(Q), with Q the largest integer."""
+        """Return the steps to start from: 2 mean |x| / sqrt(Q), with Q the largest integer.
+
+        What else a method starts from `x` it sets here (LSQ+ its offset).
+        """
         return 2 * scoped_mean(x.abs(), self.step) / math.sqrt(self.highest)
 
     def after_step(self) -> None:
@@ -167,15 +178,14 @@ class LSQ(Quantizer):
 
     @torch.no_grad()
     def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements beyond the range."""
+        """Add the shares of weights that oscillate and that are held."""
         description = super().describe(x)
-        if x is not None and self.bits < 32:
-            if self.oscillation is not None:
-                description.shares |= self.oscillation.shares()
-            description.shares["clipped"] = self._clipped(x)
+        if x is not None and self.oscillation is not None:
+            description.shares |= self.oscillation.shares()
         return description
 
-    def _clipped(self, x: Tensor) -> Tensor:
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements beyond the range."""
         lowest = self.lowest - 0.5 if self.lowest else -math.inf
         return share_outside(x.float() / self.step, lowest, self.highest + 0.5)
 
@@ -191,6 +201,6 @@ def _scope(scope: str, site: Site) -> str:
 
 
 def _positive(name: str, value: float) -> float:
-    if isinstance(value, (bool, str)) or not 0 < value < math.inf:
+    if not is_positive(value):
         raise ConfigError(f"{name}={value}: a number above 0.")
     return float(value)

@@ -152,9 +152,10 @@ class LSQPlusActivation(LSQ):
             errors.append(torch.where(step > 0, error, torch.inf))
         return tried[int(torch.stack(errors).argmin())]
 
-    def _clipped(self, x: Tensor) -> Tensor:
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements beyond the range; with an offset, at its lower end too."""
         if self.offset is None:
-            return super()._clipped(x)
+            return super().clipped(x)
         u = (x.float() - self.offset) / self.step  # with an offset the lower end cuts more than what a ReLU would
         return share_outside(u, self.lowest - 0.5, self.highest + 0.5)
 

@@ -16,6 +16,7 @@ from qexp.errors import ConfigError
 from qexp.ops.clip_search import least_squares_step
 from qexp.ops.codes import Codes, ascending
 from qexp.ops.rounding import ste
+from qexp.ops.steps import limits
 from qexp.ops.uniform import Grid
 from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.uniform import range_shape, refuse_no_numbers
@@ -77,7 +78,7 @@ class OMSEWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each weight takes: with a second tensor, of the sums of two levels."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         first, second = self._grids(x)
         codes = first.codes(x)
         if self.dual_above is None:
@@ -104,21 +105,20 @@ class OMSEWeight(Quantizer):
         return {"step": self.step} if self.dual_above is None else {"step": self.step, "second": self.second}
 
     def _grids(self, x: Tensor) -> tuple[Grid, Grid]:
-        half = 2 ** (self.bits - 1)
+        ends = limits(self.bits, signed=True)
         step, second = self.step, self.second
         if not self.holds(step):
             measured = self._best(x.detach())
             missing = step.isnan()
             step, second = torch.where(missing, measured[0], step), torch.where(missing, measured[1], second)
-        return Grid(step, -half, half - 1), Grid(second, -half, half - 1)
+        return Grid(step, *ends), Grid(second, *ends)
 
     @torch.no_grad()
     def _best(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        half = 2 ** (self.bits - 1)
-        channels = self.scope == "channel"
-        step = least_squares_step(x, -half, half - 1, channels)
+        ends, channels = limits(self.bits, signed=True), self.scope == "channel"
+        step = least_squares_step(x, *ends, channels)
         if self.dual_above is None:
             return step, torch.zeros_like(step)
-        rest = x.float() - Grid(step, -half, half - 1).round(x.float())
+        rest = x.float() - Grid(step, *ends).round(x.float())
         large = rest.square().sum() > self.dual_above * x.float().square().sum()
-        return step, torch.where(large, least_squares_step(rest, -half, half - 1, channels), 0.0)
+        return step, torch.where(large, least_squares_step(rest, *ends, channels), 0.0)

@@ -6,7 +6,6 @@ equations 1 to 3. The signed form (layer inputs that can be negative) and the sc
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from qexp.errors import ConfigError
 from qexp.ops.clip import clip_codes, clip_round, clipped_share
 from qexp.ops.codes import Codes
+from qexp.ops.numbers import is_positive
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site, clip_steps, scope_shape
+from qexp.quantizers.base import Quantizer, Rounding, Site, clip_steps, grid_steps, scope_shape
 
 
 def pact(x: Tensor, alpha: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
@@ -60,7 +60,7 @@ class PACT(Quantizer):
         scope: Literal["layer", "channel", "element", "network"] = "layer",
     ) -> None:
         super().__init__(bits, site, rounding)
-        if isinstance(alpha, (bool, str)) or not 0 < alpha < math.inf:
+        if not is_positive(alpha):
             raise ConfigError(
                 f"alpha={alpha} does not fit: the clip level starts at a number above 0 (the paper's 10)."
             )
@@ -79,7 +79,7 @@ class PACT(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""
-        return clip_codes(x, self.alpha, self.require_steps(self.steps), self.site.signed)
+        return clip_codes(x, self.alpha, grid_steps(self.require_grid(), self.site), self.site.signed)
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Return `alpha`."""
@@ -89,10 +89,6 @@ class PACT(Quantizer):
         """Return `alpha`: the paper's L2 term on the clip levels (section 4)."""
         return self.learned()
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements at or beyond alpha."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = clipped_share(x, self.alpha, self.site.signed)
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements at or beyond alpha."""
+        return clipped_share(x, self.alpha, self.site.signed)

@@ -97,7 +97,7 @@ class PWLQWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the values each weight takes."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         return self._grid(x).codes(x)
 
     @property
@@ -163,14 +163,16 @@ class PWLQWeight(Quantizer):
 class PWLQActivation(Quantizer):
     """PWLQ for a layer's input, over the range that calibration found; what lies beyond it is clipped.
 
-    Where values are never negative the sign's bit is free: each piece then has 2^bits values. The paper does not
-    say what it does there (supplement, section 2.2); this is ours.
+    Where values are never negative the sign's bit is free: each piece then has 2^bits values, and the values above
+    zero count as half of a density about zero, since a ReLU's zeros cost nothing on this grid. The paper does not
+    say what it does there (supplement, section 2.2); both are ours.
 
     Args:
         search: `gauss_fit`, `laplace_fit`, `gauss` or `laplace`, from the standard deviation that calibration saw;
             about zero, as the paper has it for weights.
     """
 
+    version: ClassVar[int] = 2  # since a ReLU's zeros do not count in the spread
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
     needs_moments: ClassVar[bool] = True
     edges: Tensor
@@ -189,7 +191,7 @@ class PWLQActivation(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the values each element takes."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         return self._grid(x).codes(x)
 
     @property
@@ -214,8 +216,9 @@ class PWLQActivation(Quantizer):
     def _edges(self, x: Tensor) -> Tensor:
         if self.holds(self.edges):
             return self.edges
-        largest = (x.abs() if self.site.signed else x.clamp(min=0)).amax()
-        measured = analytic_edges(largest, x.square().mean().sqrt(), 1, self.search)
+        reach = x if self.site.signed else x.clamp(min=0)
+        count = x.numel() if self.site.signed else reach.sign().sum().clamp(min=1)
+        measured = analytic_edges(reach.abs().amax(), (reach.square().sum() / count).sqrt(), 1, self.search)
         return torch.where(self.edges.isnan(), measured, self.edges)
 
 
@@ -237,7 +240,7 @@ def analytic_edges(
 ) -> Tensor:
     """Return the edges for a density of the given standard deviation, cut at `largest`; float32.
 
-    Without any spread, where no density is meant, the breakpoints divide the range evenly.
+    Without any spread or range, where no density is meant, the breakpoints divide the range evenly.
 
     Args:
         largest, deviation: of one shape.
@@ -245,7 +248,7 @@ def analytic_edges(
         overlap: the tail's grid reaches back to zero; for one breakpoint, by a density.
     """
     shape: Shape = "laplace" if search.startswith("laplace") else "gauss"
-    flat = deviation.double() <= largest.double() * 1e-6
+    flat = (deviation.double() <= largest.double() * 1e-6) | (largest == 0)
     m = torch.where(flat, 1.0, largest.double() / torch.where(flat, 1.0, deviation.double()))
     if search.endswith("_fit"):
         edges = torch.stack([torch.zeros_like(m), one_shot(m, shape), m])

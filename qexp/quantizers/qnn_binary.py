@@ -15,7 +15,7 @@ from qexp.errors import ConfigError
 from qexp.ops.binary import sign, stochastic_sign, windowed
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site
+from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.bounded import BoundedWeight
 
 
@@ -47,7 +47,7 @@ class BinaryWeight(BoundedWeight):
 
     def codes(self, x: Tensor) -> Codes:
         """Return the signs that evaluation takes."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         return sign_codes(x)
 
 
@@ -82,13 +82,9 @@ class BinaryActivation(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return the signs that evaluation takes."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         return sign_codes(x)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements whose gradient is cancelled."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = (x.abs() > self.window).float().mean()
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements whose gradient is cancelled."""
+        return (x.abs() > self.window).float().mean()

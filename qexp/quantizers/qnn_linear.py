@@ -6,16 +6,15 @@ maxV). What the three are is ours, as in RedBit, an independent reading: step = 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from qexp.errors import ConfigError
 from qexp.ops.binary import sign, windowed
 from qexp.ops.codes import Codes, uniform_codebook
+from qexp.ops.numbers import is_positive
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site
+from qexp.quantizers.base import Quantizer, Rounding, Site
 from qexp.quantizers.bounded import BoundedWeight
 from qexp.quantizers.qnn_binary import sign_codes
 
@@ -64,7 +63,7 @@ class LinearWeight(BoundedWeight):
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, reach: float | None = None) -> None:
         super().__init__(bits, site, rounding)
-        if reach is not None and (isinstance(reach, (bool, str)) or not 0 < reach < math.inf or bits == 1):
+        if reach is not None and (not is_positive(reach) or bits == 1):
             raise ConfigError(f"{site.name}: reach={reach}: a number above 0, and for 2 bits or more; or null.")
         self.reach, self.fixed_grid = reach, reach is None
 
@@ -84,7 +83,7 @@ class LinearWeight(BoundedWeight):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which level each weight takes."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         return linear_codes(x, self.bits, self._reach(x))
 
 
@@ -97,13 +96,9 @@ class LinearActivation(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which level each activation takes."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         return linear_codes(x, self.bits)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements whose gradient is cancelled."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = (x.abs() > 1).float().mean()
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements whose gradient is cancelled."""
+        return (x.abs() > 1).float().mean()

@@ -14,7 +14,7 @@ from torch import Tensor
 from qexp.ops.binary import sign, windowed
 from qexp.ops.codes import Codes
 from qexp.ops.powers import ap2
-from qexp.quantizers.base import Description, Quantizer
+from qexp.quantizers.base import Quantizer
 from qexp.quantizers.bounded import BoundedWeight
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 32)
@@ -52,7 +52,7 @@ class LogWeight(BoundedWeight):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which power each weight becomes."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         return log_codes(x, self.bits)
 
 
@@ -68,13 +68,9 @@ class LogActivation(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which power each activation becomes."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         return log_codes(x, self.bits)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements whose gradient is cancelled."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = (x.abs() > 1).float().mean()
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements whose gradient is cancelled."""
+        return (x.abs() > 1).float().mean()

@@ -15,14 +15,12 @@ from qexp.errors import ConfigError
 from qexp.ops.clip import clip_codes, clip_round, clipped_share
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site, clip_steps
-
-SMALLEST = 2.0**-118
-"""Of a range: 255 steps in a smaller one overflow float32."""
+from qexp.ops.uniform import SMALLEST
+from qexp.quantizers.base import Quantizer, Rounding, Site, clip_steps, grid_steps
 
 
 def largest_value(x: Tensor, signed: bool = False) -> Tensor:
-    """Return the maximum of `x` (of |x| if `signed`) as a float32 scalar; 1 where there is nothing above zero.
+    """Return the maximum of `x` (of |x| if `signed`) as a float32 scalar.
 
     Its gradient reaches the maximum itself, so that a clip at this level passes every element's gradient on.
 
@@ -32,8 +30,7 @@ def largest_value(x: Tensor, signed: bool = False) -> Tensor:
     ... )
     (2.0, 3.0)
     """
-    largest = (x.abs() if signed else x).amax().float()
-    return torch.where(largest < SMALLEST, 1.0, largest)
+    return (x.abs() if signed else x).amax().float()
 
 
 class QuantizedReLU(Quantizer):
@@ -42,7 +39,8 @@ class QuantizedReLU(Quantizer):
     In training the maximum is the batch's, so nothing is clipped. In evaluation it is a running one, or results
     would depend on how samples are batched: the first batch's, then moved towards each further one by `momentum`,
     as batch norm moves its statistics; what lies above it is clipped. Several processes each take their own share
-    of the batch. At 32 bits it is the plain ReLU.
+    of the batch. A batch with nothing above zero moves nothing, and the range does not go beyond the end of a
+    ReLU6. At 32 bits it is the plain ReLU.
 
     Args:
         momentum: share of the newest batch in the running maximum, above 0, at most 1.
@@ -54,8 +52,8 @@ class QuantizedReLU(Quantizer):
     running_maximum: Tensor
     """0 until a batch was seen in training; till then evaluation takes its own batch's."""
 
+    version: ClassVar[int] = 2  # since the range of a ReLU6 ends where it does
     soft_version: ClassVar[int] = 2  # since the maximum's gradient is 1, not the slope of a soft rounding's end
-    acts_at_32: ClassVar[bool] = False
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, momentum: float = 0.1) -> None:
         super().__init__(bits, site, rounding)
@@ -71,30 +69,32 @@ class QuantizedReLU(Quantizer):
         """Return the rounded values, in x's dtype; in training the running maximum moves."""
         if self.steps is None:
             return x if self.site.signed else x.relu()
-        level = self._level(x)
+        largest = self._largest(x)
         if self.training:
-            self._remember(level.detach())
-        return clip_round(x, level, self.steps, self.rounding, self.site.signed)
+            self._remember(largest.detach())
+        return clip_round(x, self._level(largest), self.steps, self.rounding, self.site.signed)
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""
-        return clip_codes(x, self._level(x), self.require_steps(self.steps), self.site.signed)
+        level = self._level(self._largest(x))
+        return clip_codes(x, level, grid_steps(self.require_grid(), self.site), self.site.signed)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements at or beyond the maximum."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = clipped_share(x, self._level(x), self.site.signed)
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements at or beyond the maximum."""
+        return clipped_share(x, self._level(self._largest(x)), self.site.signed)
 
-    def _level(self, x: Tensor) -> Tensor:
-        largest = largest_value(x, self.site.signed)
+    def _largest(self, x: Tensor) -> Tensor:
+        return largest_value(x, self.site.signed).clamp(max=self.site.end)
+
+    def _level(self, largest: Tensor) -> Tensor:
+        """Return the end of the grid for a batch's maximum; 1 where no batch had anything above zero."""
+        own = torch.where(largest < SMALLEST, 1.0, largest)
         if self.training:
-            return largest
-        return torch.where(self.running_maximum > 0, self.running_maximum, largest)  # no value leaves the device
+            return own
+        return torch.where(self.running_maximum > 0, self.running_maximum, own)  # no value leaves the device
 
     @torch.no_grad()
     def _remember(self, largest: Tensor) -> None:
         moved = self.running_maximum.lerp(largest, self.momentum)
-        self.running_maximum.copy_(torch.where(self.running_maximum > 0, moved, largest))
+        seen = torch.where(self.running_maximum > 0, moved, largest)
+        self.running_maximum.copy_(torch.where(largest < SMALLEST, self.running_maximum, seen))

@@ -83,7 +83,7 @@ class SAWB(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the 2^bits levels each weight takes."""
-        steps = self.require_steps(None if self.bits == 32 else 2**self.bits - 1)
+        steps = 2 ** self.require_grid() - 1
         level = sawb_level(x, self.bits)
         odd = torch.arange(-steps, steps + 1, 2, dtype=torch.float32, device=x.device)
         return Codes(torch.round(_bins(x.detach(), level, steps)).int(), odd * (level / steps))

@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qexp.errors import ConfigError
 from qexp.ops.binary import windowed
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
 from qexp.ops.uniform import spread_axes
 from qexp.quantizers.base import Quantizer, Rounding, Site
+from qexp.quantizers.uniform import refuse_other
 
 THRESHOLD = 0.7
 """Of the mean magnitude, as the paper rounds what it derives for uniform (2/3) and normal (0.75) weights."""
@@ -54,8 +54,7 @@ class TernaryWeight(Quantizer):
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, scope: str = "layer") -> None:
         super().__init__(bits, site, rounding)
         self.scope = scope
-        if scope not in ("channel", "layer"):
-            raise ConfigError(f"{site.name}: scope={scope}: a weight's scale is one a channel or one a layer.")
+        refuse_other("scope", scope, ("layer", "channel"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scaled ternary values."""
@@ -66,6 +65,6 @@ class TernaryWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return 0, 1, 2 for -a, 0, +a."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         signs, scale = ternarize(x, self.scope == "channel")
         return Codes((signs + 1).int(), torch.stack([-scale, torch.zeros_like(scale), scale]))

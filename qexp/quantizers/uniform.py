@@ -17,7 +17,7 @@ from qexp.ops.clip_search import percentile_range, squared_error_range
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
 from qexp.ops.uniform import KINDS, Grid, Kind, extremes, make_grid
-from qexp.quantizers.base import Description, Observed, Quantizer, Rounding, Site, scope_shape
+from qexp.quantizers.base import Observed, Quantizer, Rounding, Site, scope_shape
 
 RANGES = ("minmax", "percentile", "mse")
 
@@ -71,7 +71,7 @@ class UniformWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each weight takes."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         return self._grid(x).codes(x)
 
     @torch.no_grad()
@@ -86,13 +86,9 @@ class UniformWeight(Quantizer):
         """Return the ends of the range."""
         return {"low": self.low, "high": self.high}
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of weights beyond the range."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = share_outside(x, *self._ends(x))
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of weights beyond the range."""
+        return share_outside(x, *self._ends(x))
 
     def _grid(self, x: Tensor) -> Grid:
         return make_grid(self.grid, self.bits, *self._ends(x))
@@ -139,7 +135,7 @@ class UniformActivation(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""
-        self.require_steps(None if self.bits == 32 else self.bits)
+        self.require_grid()
         return self._grid(x).codes(x)
 
     @torch.no_grad()
@@ -152,13 +148,9 @@ class UniformActivation(Quantizer):
         """Return the ends of the range."""
         return {"low": self.low, "high": self.high}
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of elements beyond the range."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = share_outside(x, *self._ends(x))
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of elements beyond the range."""
+        return share_outside(x, *self._ends(x))
 
     def _grid(self, x: Tensor) -> Grid:
         low, high = self._ends(x)

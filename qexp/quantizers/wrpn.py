@@ -14,7 +14,7 @@ from torch import Tensor
 from qexp.ops.clip import clip_codes, clip_round, clipped_share
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Description, Quantizer, Rounding, Site
+from qexp.quantizers.base import Quantizer, Rounding, Site
 
 
 def wrpn_weight(weight: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
@@ -55,13 +55,8 @@ class WRPNWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the 2^bits - 1 levels each weight takes."""
-        steps = self.require_steps(None if self.bits == 32 else _steps(self.bits))
-        return clip_codes(x, self.level, steps, signed=True)
+        return clip_codes(x, self.level, _steps(self.require_grid()), signed=True)
 
-    @torch.no_grad()
-    def describe(self, x: Tensor | None = None) -> Description:
-        """Add the share of weights at or beyond 1 in magnitude."""
-        description = super().describe(x)
-        if x is not None:
-            description.shares["clipped"] = clipped_share(x, self.level, signed=True)
-        return description
+    def clipped(self, x: Tensor) -> Tensor:
+        """Return the share of weights at or beyond 1 in magnitude."""
+        return clipped_share(x, self.level, signed=True)

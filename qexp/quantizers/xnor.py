@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qexp.errors import ConfigError
 from qexp.ops.binary import inside, sign
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
 from qexp.ops.uniform import spread_axes
 from qexp.quantizers.base import Quantizer, Rounding, Site
+from qexp.quantizers.uniform import refuse_other
 
 
 def mean_magnitude(weight: Tensor, channels: bool) -> Tensor:
@@ -42,8 +42,7 @@ class XNORWeight(Quantizer):
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, scope: str = "channel") -> None:
         super().__init__(bits, site, rounding)
         self.scope = scope
-        if scope not in ("channel", "layer"):
-            raise ConfigError(f"{site.name}: scope={scope}: a weight's scale is one a channel or one a layer.")
+        refuse_other("scope", scope, ("layer", "channel"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scaled signs."""
@@ -56,6 +55,6 @@ class XNORWeight(Quantizer):
 
     def codes(self, x: Tensor) -> Codes:
         """Return 0 for -a and 1 for +a."""
-        self.require_steps(None if self.bits == 32 else 1)
+        self.require_grid()
         scale = mean_magnitude(x, self.scope == "channel")
         return Codes((x.detach() >= 0).int(), torch.stack([-scale, scale]))

@@ -10,21 +10,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
-from qexp.graph.tracing import sources
+from qexp.graph.tracing import keeps_levels, sources
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.layers import IntegerLayer, Mode
 from qexp.xnor.product import NativeProduct, TorchProduct
-
-KEEPS_VALUES = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AlphaDropout)
-"""Modules that hand on values of their input, in evaluation."""
-
-KEEPS_VALUES_CALLS = ("cat", "flatten", "dropout", "max_pool2d", "reshape", "view", "contiguous", "relu")
 
 
 @dataclass
@@ -111,7 +107,7 @@ def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | Quant
         found: set[Quantizer | None] = {layer.input_quantizer}
     else:
         calls = [call for call in graph.graph.nodes if call.target == node.target]
-        found = {_quantizer(graph, made) for call in calls for made in sources(graph, call, _keeps_values)}
+        found = {_quantizer(graph, made) for call in calls for made in sources(graph, call, _keeps_levels)}
     quantizers = [quantizer for quantizer in found if quantizer is not None]
     if len(quantizers) < len(found):
         raise ConfigError("its input does not come from quantizers alone")
@@ -133,15 +129,9 @@ def _quantizer(graph: fx.GraphModule, node: fx.Node) -> Quantizer | None:
     return module if isinstance(module, Quantizer) else None
 
 
-def _keeps_values(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether what `node` hands on are values of its inputs."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), KEEPS_VALUES)
-    return node.op in ("call_function", "call_method") and _call_name(node) in KEEPS_VALUES_CALLS
-
-
-def _call_name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+def _keeps_levels(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """As `keeps_levels`, but for a padding, whose zeros need not be a level (of signs they are none)."""
+    return node.target is not F.pad and keeps_levels(graph, node)
 
 
 def _replace(graph: fx.GraphModule, name: str, module: nn.Module) -> None:

@@ -19,7 +19,8 @@ from qexp.paths import cache_folder
 from qexp.xnor.kernel import Kernel
 
 SOURCE = Path(__file__).parent / "kernel.cpp"
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-O3", "-std=c++17", "-fwrapv", "-fPIC", "-shared", "-pthread")
+"""`-fwrapv`: on the way to a sum that fits 32 bits, doubled mismatches may pass them, and wrap around."""
 
 
 class NoCompilerError(ConfigError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qexp.errors import ConfigError
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.product import Limits, linear_geometry
 
@@ -46,9 +47,14 @@ class FusedLinear:
     Args:
         layer: linear, on bits; its weights' grid is centred, as every grid of one bit is.
         after: what stands between it and the sign, in evaluation mode; None for the last layer.
+
+    Raises:
+        ConfigError: a grid of weights that is not centred: its sums need those of the input too.
     """
 
     def __init__(self, layer: IntegerLayer, after: nn.Module | None) -> None:
+        if layer.weight_grid.shift:
+            raise ConfigError(f"engine xnor: {layer.name}: weights off a centred grid cannot be fused.")
         self.layer = layer
         with torch.no_grad():
             self.limits = None if after is None else limits_of(layer, after)

@@ -56,7 +56,8 @@ class Grid:
     def codes(self, values: Tensor) -> Tensor:
         """Return the codes (float32, whole) of values that lie on the grid, for a grid with one step."""
         lowest = self.half_step * (self.shift - (2**self.bits - 1)) + self.offset
-        return torch.round((values.float() - lowest) / (2 * self.half_step))
+        step = torch.where(self.half_step > 0, 2 * self.half_step, 1.0)  # 0: one value alone, by any code
+        return torch.round((values.float() - lowest) / step)
 
 
 def grid_of(codebook: Tensor) -> Grid | str:

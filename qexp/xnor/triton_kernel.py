@@ -64,8 +64,9 @@ def _tile_body(  # type: ignore[no-untyped-def]
     tile_words: tl.constexpr,
 ):
     """Compute one tile: pointers to packed rows (rows, words), packed columns (columns, words), and the result."""
-    row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
-    column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
+    # 64 bits: of two large operands the result's places pass 32.
+    row = (tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)).to(tl.int64)
+    column = (tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)).to(tl.int64)
     word = tl.arange(0, tile_words)
     mismatches = tl.zeros((tile_rows, tile_columns), dtype=tl.int32)
     for start in range(0, words, tile_words):

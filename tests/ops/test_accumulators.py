@@ -112,3 +112,17 @@ def test_it_is_what_a_fitted_layer_puts_out(method, signed, corrected):
         found = factor * (found + shift * sums)
     expected = QuantConv2d(real, outer, reader).eval()(x).detach().double()
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_step_for_each_input_channel_is_refused():
+    """It stands inside the sum over the channels, and no product behind it can take its place."""
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    x = torch.randint(0, 255, (3, 6), generator=torch.Generator().manual_seed(0))
+    grid = make_grid("full", 4, weight.amin(1, keepdim=True), weight.amax(1, keepdim=True))
+    for steps in (torch.linspace(0.1, 0.6, 6), torch.full((4,), 0.1)):
+        with pytest.raises(ValueError, match=r"step: \("):
+            accumulate(x, steps, torch.zeros(()), weight, grid, F.linear)
+    offsets = torch.linspace(-1, 1, 6)
+    found = accumulate(x, torch.tensor([0.1]), offsets, weight, grid, F.linear)
+    expected = F.linear(0.1 * x.double() + offsets, grid.round(weight).double())
+    assert (found.output - expected).abs().max() < 1e-6 * expected.abs().max()

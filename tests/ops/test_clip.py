@@ -253,3 +253,17 @@ def test_clipped_share_counts_the_level_itself() -> None:
     x, level = torch.tensor([-3.0, -1.0, 2.0, 5.0]), torch.tensor(2.0)
     assert clipped_share(x, level).item() == 0.5
     assert clipped_share(x, level, signed=True).item() == 0.75
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("level", [-1.0, 0.0])
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_at_a_level_that_is_not_above_zero_every_value_is_the_level(
+    path: str, level: float, shape: tuple[int, ...]
+) -> None:
+    """min(max(x, 0), level) is then `level` for all x: its derivative by x is 0, by the level 1."""
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5])
+    y, grad_x, grad_level = gradients(x, torch.full(shape, level), None, PATHS[path])
+    assert y.tolist() == [level] * 4
+    assert not grad_x.any()
+    assert grad_level.flatten().tolist() == ([1.0, 2.0, 3.0, 4.0] if shape else [10.0])

@@ -56,3 +56,23 @@ def test_a_frozen_weight_stays_on_its_level_and_the_shares_are_shown():
     again = LSQ(3, site, freeze_above=0.05)
     again.load_state_dict(quantizer.state_dict())
     assert torch.equal(again.oscillation.frozen, quantizer.oscillation.frozen)
+
+
+def test_its_buffers_are_of_types_that_gloo_hands_to_other_processes(tmp_path):
+    """As DistributedDataParallel does before a step, with one process."""
+    quantizer = LSQ(8, Site("conv", "weight", (4, 3)), freeze_above=0.05)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for buffer in quantizer.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_ends_of_eight_bits_fit_and_checkpoints_of_sixteen_load():
+    counter = played([[-128, 127], [127, -128]])
+    assert counter.integers.tolist() == [127, -128] and counter.direction.tolist() == [1, -1]
+    old = {**counter.state_dict(), "integers": torch.tensor([-128, 127], dtype=torch.int16)}
+    again = Oscillation((2,))
+    again.load_state_dict(old)
+    assert again.integers.tolist() == [-128, 127] and again.integers.dtype == torch.int8

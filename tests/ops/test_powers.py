@@ -20,7 +20,8 @@ SQRT2_BELOW, SQRT2_ABOVE = 1.41421353816986083984375, 1.4142136573791503906250
         (1.5, 2.0), (3.0, 4.0), (0.75, 1.0), (-1.5, -2.0), (0.375, 0.5),  # half way between two: log2 1.5 = 0.585
         (1.25, 1.0), (5.0, 4.0), (7.0, 8.0), (0.3, 0.25), (-0.3, -0.25),
         (SQRT2_BELOW, 1.0), (SQRT2_ABOVE, 2.0), (-SQRT2_BELOW, -1.0), (-SQRT2_ABOVE, -2.0),  # next to a tie
-        (0.0, 0.0), (-0.0, 0.0), (1e-45, 0.0), (math.inf, math.inf), (-math.inf, -math.inf), (3e38, math.inf),
+        (0.0, 0.0), (-0.0, 0.0), (1e-45, 0.0), (0.414 * 2.0**-126, 0.0), (-0.415 * 2.0**-126, -(2.0**-126)),
+        (math.inf, math.inf), (-math.inf, -math.inf), (3e38, math.inf),
     ],
 )  # fmt: skip
 def test_by_hand(x: float, expected: float) -> None:

@@ -199,3 +199,11 @@ def test_lsq_plus_counts_what_it_clips_from_its_offset(form, mean):
         error = (quantizer(x) - x).abs()
     clipped = (error > 0.5001 * quantizer.step).float().mean()
     assert float(quantizer.describe(x).shares["clipped"]) == pytest.approx(float(clipped), abs=1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_llsqs_one_step_for_the_network_starts_as_one_for_the_layer(bits):
+    layer, network = (LLSQ(bits, WEIGHT, scope=scope) for scope in ("layer", "network"))
+    for quantizer in (layer, network):
+        quantizer.calibrate(values())
+    assert network.step.item() == layer.step.item() == pytest.approx(values().abs().max().item() / 2 ** (bits - 1))

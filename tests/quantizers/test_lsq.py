@@ -160,3 +160,11 @@ def test_a_shared_steps_weights_begin_to_oscillate_from_where_they_are():
     other.calibrate(x / 2)
     assert owner.step.item() == step, "the first one's"
     assert torch.equal(other.oscillation.integers.float(), torch.round(x / 2 / step).clamp(-4, 3))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_batch_without_samples(gradient):
+    quantizer = LSQ(4, INPUT, scope="channel")
+    with torch.set_grad_enabled(gradient):
+        assert quantizer(torch.zeros(0, 4, 5, 5)).shape == (0, 4, 5, 5)
+    assert quantizer.scale_for(torch.zeros(0, 4, 5, 5)) == quantizer.scale_for(torch.zeros(7, 4, 5, 5))

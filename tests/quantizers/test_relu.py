@@ -130,3 +130,32 @@ def test_compiled_training_gives_the_same_values_gradients_and_running_maximum()
 def test_momentum_is_a_share(momentum: object) -> None:
     with pytest.raises(ConfigError, match=f"momentum={momentum} does not fit"):
         QuantizedReLU(4, ACTIVATION, momentum=momentum)
+
+
+def test_a_batch_without_anything_above_zero_moves_no_running_maximum() -> None:
+    quantizer = QuantizedReLU(4, ACTIVATION)
+    quantizer(torch.full((2, 3, 4, 4), -1.0))
+    assert quantizer.running_maximum.item() == 0, "no batch was seen yet"
+    small = torch.rand(2, 3, 4, 4) * 0.01
+    quantizer(small)
+    for dead in (torch.full((2, 3, 4, 4), -1.0), torch.zeros(2, 3, 4, 4)):
+        assert not quantizer(dead).any()
+        assert quantizer.running_maximum.item() == small.max().item()
+
+
+def test_a_relu6_keeps_its_end() -> None:
+    six, plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6()), nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    method = Method("relu", None, QuantizedReLU)
+    x = torch.tensor([-3.0, 0.4, 5.0, 6.5, 88.7], requires_grad=True)
+    for model, end in ((six, 6.0), (plain, 88.7)):
+        (site,) = make_plan(model, scheme((32, 8), (32, 8), method=method), (3, 8, 8)).sites
+        quantizer = site.quantizer
+        assert isinstance(quantizer, QuantizedReLU)
+        y = quantizer(x)
+        step = end / 255
+        expected = torch.round(x.detach().clamp(0, end) / step) * step
+        torch.testing.assert_close(y.detach(), expected)
+        assert quantizer.running_maximum.item() == pytest.approx(end)
+        torch.testing.assert_close(quantizer.eval()(x).detach(), expected)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert gradient.tolist() == [0.0, 1.0, 1.0, float(end > 6.5), float(end > 6.5)], "the activation's own"

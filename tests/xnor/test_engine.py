@@ -579,3 +579,55 @@ def test_where_a_batch_norm_never_turns_the_sign_the_bit_is_constant(product: To
         row = torch.full((1, 70), sums, dtype=torch.int32)
         wanted = fake.bn1(first.rescaled(row, linear_geometry(1)))[0] >= 0
         assert torch.equal((row[0] >= limits.least) ^ limits.turned, wanted)
+
+
+class Routed(nn.Module):
+    """Layers that read a part of what quantizers made, or all of it in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Conv2d(3, 6, 3, padding=1)
+        self.part, self.rest = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(2, 4, 1)
+        self.turned, self.fc = nn.Conv2d(8, 6, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.start(x))
+        x = torch.cat([F.relu(self.part(x.chunk(2, 1)[0])), F.relu(self.rest(torch.split(x, [4, 2], 1)[1]))], 1)
+        x = F.relu(self.turned(x.permute(0, 2, 3, 1).transpose(1, 3).transpose(2, 3)))
+        return self.fc(x[:, :, 0].flatten(1)[:, :8])
+
+
+def test_layers_that_read_a_part_of_quantized_values_run_on_bits(product: TorchProduct) -> None:
+    fake = network(Routed(), DOREFA, (2, 2), (3, 8, 8), first=(2, 8))
+    engine = make_engine(fake, product)
+    assert engine.left == [] and len(engine.layers) == 5
+    assert prove(engine, fake, batches((3, 8, 8), 4)).holds
+
+
+def test_signs_beside_zeros_stay_float(product: TorchProduct) -> None:
+    class Padded(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](F.pad(F.relu(self[0](x)), (1, 1, 1, 1)))
+
+    fake = network(Padded(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3)), BINARY, (1, 1), (3, 8, 8))
+    assert make_engine(fake, product).left == [("1", "its input does not come from quantizers alone")]
+
+
+def test_an_input_that_is_zero_alone_is_on_its_grid(product: TorchProduct) -> None:
+    """What calibration finds behind a dead layer: a step of 0."""
+    layer = nn.Linear(6, 4)
+    fake = QuantLinear(layer, LinearWeight(3, Site("l", "weight", (4, 6))), None).eval()
+    packed = IntegerLayer("l", fake, grid_of(torch.zeros(16)), product)
+    packed.mode = "prove"
+    with torch.no_grad():
+        torch.testing.assert_close(packed(torch.zeros(3, 6)), fake(torch.zeros(3, 6)))
+    with pytest.raises(ConfigError, match="values that its quantizer does not make"):
+        packed(torch.ones(3, 6))
+
+
+def test_weights_off_a_centred_grid_are_not_fused(product: TorchProduct) -> None:
+    fake = mlp(Method("linear", LinearWeight, BinaryActivation), bits=(2, 1), first=(2, 8))
+    engine = make_engine(fake, product)
+    assert not engine.left
+    with pytest.raises(ConfigError, match="fc1: weights off a centred grid cannot be fused"):
+        FusedMLP(engine.network, 2)

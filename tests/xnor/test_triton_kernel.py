@@ -57,3 +57,15 @@ def test_the_gpu_gives_the_integer_product(rows: int, count: int, columns: int) 
     signs = [torch.where(side >= 0, 1.0, -1.0) for side in (left, right)]
     found = triton_kernel.product(pack_bits(left >= 0).cuda(), pack_bits(right >= 0).cuda(), count)
     assert torch.equal(found.cpu().float(), signs[0] @ signs[1].t())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_the_gpu_finds_places_beyond_32_bits() -> None:
+    rows, columns = 2**16, 2**15 + 64
+    if torch.cuda.get_device_properties(0).total_memory < 12e9:
+        pytest.skip("the result alone takes 9 GB")
+    left, right = (torch.randn(count, 1) for count in (rows, columns))
+    found = triton_kernel.product(pack_bits(left >= 0).cuda(), pack_bits(right >= 0).cuda(), 1)
+    signs = [torch.where(side >= 0, 1, -1) for side in (left, right)]
+    assert torch.equal(found[-70:].cpu(), (signs[0][-70:] * signs[1].t()).int())
