@@ -69,7 +69,7 @@ _KEYS = {
     "quantizer.activation.scope": "one alpha per layer, channel, element or network (pact)",
     "alpha_regularization.lambda_alpha": "the penalty on alpha; 0 for none, or weight_decay",
     "optimizer.lr, optimizer.weight_decay": "the learning rate's peak; L2 on the weights",
-    "trainer.device, trainer.precision": "auto, cpu, cuda; float32, bfloat16",
+    "trainer.device, trainer.precision": "auto, cpu, cuda; float32, tf32, bfloat16",
     "dataset.root, dataset.validation": "where the data lie; the share kept to validate",
     "model.weights": "start from a float checkpoint or a run's folder",
     "hydra/launcher": "where a sweep's jobs run: basic, joblib, submitit_local, submitit_slurm, ray",

@@ -208,7 +208,7 @@ def _trainer(reader: Reader) -> Trainer:
         device=reader.choice("device", ("auto", "cpu", "cuda")),
         devices=reader.integer("devices", 1),
         strategy=reader.choice("strategy", ("auto", "ddp")),
-        precision=reader.choice("precision", ("float32", "bfloat16")),
+        precision=reader.choice("precision", ("float32", "tf32", "bfloat16")),
         channels_last=reader.boolean("channels_last"),
         compile=reader.choice("compile", ("auto", True, False)),
         deterministic=reader.boolean("deterministic"),

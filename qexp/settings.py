@@ -42,7 +42,7 @@ class Trainer:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     channels_last: bool = True
     compile: Literal["auto", True, False] = "auto"
     deterministic: bool = False

@@ -116,10 +116,32 @@ def test_a_typed_choice_takes_the_place_of_what_a_recipe_set_for_another() -> No
     schedule = compose(recipe, "schedule=onecycle", "schedule.rise=0.5")["schedule"]
     assert schedule == {"_target_": "qexp.lit.schedules.onecycle", "rise": 0.5, "start": 0.04, "final": 1e-4}
     both = compose(recipe, "optimizer=adam", "schedule=step")
-    assert (both["optimizer"]["weight_decay"], both["schedule"]["of"]) == (2e-4, 200), "what both have stays"
+    assert both["optimizer"]["weight_decay"] == 2e-4, "a recipe's rate and decay stay, whatever takes the steps"
     assert "momentum" not in both["optimizer"]
+    assert (both["schedule"]["every"], both["schedule"]["of"]) == (30, 90), "a schedule comes as its file has it"
     typed = compose(recipe, "schedule=cosine", "schedule.milestones=[1]")["schedule"]
     assert typed["milestones"] == [1], "a mistake in what was typed is not hidden"
+
+
+def test_a_typed_choice_brings_its_own_values_where_the_recipe_has_another() -> None:
+    svhn = "recipe=pact/svhn"
+    assert compose(svhn)["alpha_regularization"] == {"lambda_alpha": 7e-6}
+    assert compose(svhn, "alpha_regularization=none")["alpha_regularization"] == {"lambda_alpha": 0.0}
+    typed = compose(svhn, "alpha_regularization=none", "alpha_regularization.lambda_alpha=0.5")
+    assert typed["alpha_regularization"] == {"lambda_alpha": 0.5}
+    cosine = ("recipe=qnn/cifar10", "schedule=cosine")
+    assert compose(*cosine)["schedule"]["final"] == 0.0
+    assert "final" not in compose(*cosine, "~schedule.final")["schedule"]
+    again = compose(svhn, "schedule=multistep", "alpha_regularization=l2")
+    assert again == compose(svhn), "the recipe's own choices, typed again, are as the recipe has them"
+
+
+def test_an_option_of_ones_own_may_be_made_of_another(tmp_path: Path) -> None:
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "half.yaml").write_text("defaults: [/schedule/cosine]\nfinal: 0.5\n")
+    half = compose("schedule=half", extra=tmp_path)["schedule"]
+    assert half == {**compose("schedule=cosine")["schedule"], "final": 0.5}
+    assert compose("recipe=qnn/cifar10", "schedule=half", extra=tmp_path)["schedule"] == half
 
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule"])

@@ -16,6 +16,7 @@ from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run,
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
+from qexp.runs import RunDirectory, read_run
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +174,19 @@ def _teacher(planned: Planned) -> Any:
     config = planned.config
     if not config.task.get("distillation"):
         return None
-    model = {**config.model, "weights": teacher_weights(config)}
-    network = build_float(dataclasses.replace(config, model=model), planned.source, of_float=True)
-    return network.eval().requires_grad_(False)
+    weights = str(teacher_weights(config))  # there: `digests_of` has asked
+    model = {**config.model, "weights": weights}
+    alone = dataclasses.replace(config, model=model, normalization=_normalization(weights))
+    return build_float(alone, planned.source, of_float=True).eval().requires_grad_(False)
+
+
+def _normalization(weights: str) -> Any:
+    """Return the `normalization` of the run that trained `weights`; None for a checkpoint of elsewhere."""
+    from qexp.models.weights import checkpoint_file
+
+    file = checkpoint_file(weights)
+    run = RunDirectory(file.parent)
+    return read_run(run.path).config.get("normalization") if file == run.checkpoint else None
 
 
 def _train(planned: Planned, network: Any, teacher: Any) -> dict[str, Any]:

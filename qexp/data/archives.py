@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from qexp.data.splits import Split, make_split
+from qexp.data.npz import read_npz
+from qexp.data.splits import Split, Splits, make_split
 from qexp.errors import DataError
 
 FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError)
 """What torchvision raises for an archive that it cannot fetch, find whole or read."""
+
+PARTS = {"train": {"train": True}, "test": {"train": False}}
+"""The arguments that select the two parts of MNIST and CIFAR-10, by split."""
 
 
 def find_or_fetch(
@@ -93,6 +97,13 @@ def read_part(archive: str, root: Path, part: dict[str, Any], channels_first: bo
     if channels_first:
         images = images.transpose(0, 2, 3, 1)
     return make_split(images, labels, f"{archive} in {root}")
+
+
+def read_train_and_test(archive: str, root: Path, file: Path) -> Splits:
+    """Read the two parts of an archive, or in its place `file`, where that is an .npz file."""
+    if file.suffix == ".npz":
+        return read_npz(file)
+    return {name: read_part(archive, root, part) for name, part in PARTS.items()}
 
 
 def _open(archive: str, root: Path, part: dict[str, Any], download: bool) -> Any:

@@ -184,7 +184,6 @@ class ArraySource(ImageSource):
         seed: int,
         device: torch.device | str,
         *,
-        shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
@@ -192,7 +191,7 @@ class ArraySource(ImageSource):
         """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
         self.require_training_labels("training")
         rows, _ = self._training_rows()
-        plan = Plan(torch.from_numpy(rows), batch_size, True, shuffle, seed, rank, world_size)
+        plan = Plan(torch.from_numpy(rows), batch_size, True, True, seed, rank, world_size)
         pixels = self._pixels("train", device)
         return ArrayBatches(pixels, plan, self.augment, self.padding, channels_last)
 

@@ -57,7 +57,6 @@ class DataSource(ABC):
         seed: int,
         device: torch.device | str,
         *,
-        shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
@@ -82,8 +81,6 @@ class DataSource(ABC):
         batch_size: int | None,
         device: torch.device | str,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         channels_last: bool = True,
     ) -> Batches:
         """Return the test split, every sample once, in its own order, not augmented."""
@@ -95,8 +92,6 @@ class DataSource(ABC):
         batch_size: int | None,
         device: torch.device | str,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         channels_last: bool = True,
         seed: int | None = None,
     ) -> Batches:
@@ -189,13 +184,11 @@ class ImageSource(DataSource):
         batch_size: int | None,
         device: torch.device | str,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         channels_last: bool = True,
     ) -> Batches:
         """Return all `test_size` rows."""
         rows = torch.arange(self.test_size())
-        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        plan = Plan(rows, self._size(batch_size))
         return self.unaugmented("test", plan, device, channels_last)
 
     def training_samples(
@@ -204,14 +197,12 @@ class ImageSource(DataSource):
         batch_size: int | None,
         device: torch.device | str,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         channels_last: bool = True,
         seed: int | None = None,
     ) -> Batches:
         """Return the rows of `chosen_rows`."""
         rows = self.chosen_rows(count, seed)
-        plan = Plan(rows, self._size(batch_size), rank=rank, world_size=world_size)
+        plan = Plan(rows, self._size(batch_size))
         return self.unaugmented("train", plan, device, channels_last)
 
     def _size(self, batch_size: int | None) -> int:

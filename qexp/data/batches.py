@@ -80,8 +80,8 @@ class Batches(ABC):
     """The batches of one split, one epoch after another.
 
     Iterating starts at `position` and hands out the rest of the epoch; after the last batch the position is 0
-    again, so the next loop gives the whole split. `state_dict` between two batches, loaded into another object
-    made with the same arguments, continues there with the very same batches.
+    again, so the next loop gives the whole split. Another object made with the same arguments, told epoch and
+    position, continues there with the very same batches.
 
     Attributes:
         epoch: selects order and augmentation.
@@ -103,17 +103,8 @@ class Batches(ABC):
         """Number of samples of this split over all ranks, before the last partial batch is dropped."""
         return len(self.plan.rows)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; within the current epoch the position stays."""
-        if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Return epoch and position."""
-        return {"epoch": self.epoch, "position": self.position}
-
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where `state` was taken.
+        """Continue at the `epoch` and `position` of `state`.
 
         Raises:
             CheckpointError: the state belongs to another split or batch size.

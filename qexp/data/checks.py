@@ -71,5 +71,13 @@ def given_shape(shape: object) -> tuple[int, int, int] | None:
     return sides[0], sides[1], sides[2]
 
 
+def grey_or_colour(shape: object) -> tuple[int, int, int] | None:
+    """Check a shape as `given_shape` does, and that it has 1 or 3 channels."""
+    checked = given_shape(shape)
+    if checked is not None and checked[0] not in (1, 3):
+        raise DataError(f"dataset.shape={shape}: the first number counts channels, 1 (grey) or 3 (colour).")
+    return checked
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))

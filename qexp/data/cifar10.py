@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qexp.data.archives import find_or_fetch, read_part
+from qexp.data.archives import PARTS, find_or_fetch, read_train_and_test
 from qexp.data.arrays import ArraySource
-from qexp.data.npz import read_npz
 from qexp.data.splits import Splits
 
-PARTS = {"train": {"train": True}, "test": {"train": False}}
 FILES = tuple(
     f"cifar-10-batches-py/{name}"
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
@@ -63,7 +61,4 @@ class CIFAR10(ArraySource):
 
     def decode(self) -> Splits:
         """Read the .npz file, or torchvision's arrays."""
-        file = self.files()[0]
-        if file.suffix == ".npz":
-            return read_npz(file)
-        return {name: read_part("CIFAR10", self.root, part) for name, part in PARTS.items()}
+        return read_train_and_test("CIFAR10", self.root, self.files()[0])

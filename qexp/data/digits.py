@@ -13,10 +13,9 @@ import numpy as np
 
 from qexp.data import cache
 from qexp.data.arrays import ArraySource
-from qexp.data.checks import given_shape
+from qexp.data.checks import grey_or_colour
 from qexp.data.resizing import resize
 from qexp.data.splits import Split, Splits, make_split, stratified_rows
-from qexp.errors import DataError
 
 SHAPE = (1, 8, 8)
 
@@ -52,9 +51,7 @@ class Digits(ArraySource):
         train_samples: int | None = None,
         eval_batch_size: int = 500,
     ) -> None:
-        shown = given_shape(shape) or SHAPE
-        if shown[0] not in (1, 3):
-            raise DataError(f"dataset.shape={shape}: the first number counts channels, 1 (grey) or 3 (colour).")
+        shown = grey_or_colour(shape) or SHAPE
         super().__init__(
             name=name,
             root=root,

@@ -8,7 +8,7 @@ import numpy as np
 
 from qexp.data import images
 from qexp.data.arrays import ArraySource
-from qexp.data.checks import given_shape
+from qexp.data.checks import grey_or_colour
 from qexp.data.splits import Split, Splits
 from qexp.data.trees import Tree, scan
 from qexp.errors import DataError
@@ -51,16 +51,13 @@ class ImageFolder(ArraySource):
             raise DataError(
                 "dataset.download=true: a tree of images has no source to download from; set it to false."
             )
-        checked = given_shape(shape)
-        if checked is not None and checked[0] not in (1, 3):
-            raise DataError(f"dataset.shape={shape}: the first number counts channels, 1 (grey) or 3 (colour).")
         super().__init__(
             name=name,
             root=root,
             download=download,
             mean=mean,
             std=std,
-            shape=checked,
+            shape=grey_or_colour(shape),
             num_classes=num_classes,
             augment=augment,
             padding=padding,

@@ -176,14 +176,13 @@ class ImageNet(ImageSource):
         seed: int,
         device: torch.device | str,
         *,
-        shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
     ) -> Batches:
         """Return the augmented training batches; `batch_size` counts the samples of all ranks together."""
         rows, _ = self._training_rows()
-        plan = Plan(torch.from_numpy(rows), batch_size, True, shuffle, seed, rank, world_size)
+        plan = Plan(torch.from_numpy(rows), batch_size, True, True, seed, rank, world_size)
         return self._batches("train", plan, device, self.augment, channels_last)
 
     def test_size(self) -> int:

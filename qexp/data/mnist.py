@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qexp.data.archives import find_or_fetch, read_part
+from qexp.data.archives import PARTS, find_or_fetch, read_train_and_test
 from qexp.data.arrays import ArraySource
-from qexp.data.npz import read_npz
 from qexp.data.splits import Splits
 
-PARTS = {"train": {"train": True}, "test": {"train": False}}
 FILES = tuple(
     f"MNIST/raw/{name}-ubyte"
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
@@ -63,7 +61,4 @@ class MNIST(ArraySource):
 
     def decode(self) -> Splits:
         """Read the .npz file, or torchvision's arrays."""
-        file = self.files()[0]
-        if file.suffix == ".npz":
-            return read_npz(file)
-        return {name: read_part("MNIST", self.root, part) for name, part in PARTS.items()}
+        return read_train_and_test("MNIST", self.root, self.files()[0])

@@ -165,7 +165,6 @@ class TextSource(DataSource):
         seed: int,
         device: torch.device | str,
         *,
-        shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
@@ -209,15 +208,13 @@ class TextSource(DataSource):
         batch_size: int | None,
         device: torch.device | str,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         channels_last: bool = True,
     ) -> Batches:
         """Return the `test` text in lanes: every token but the first is predicted once."""
-        return self._in_lanes("test", batch_size, device, rank, world_size)
+        return self._in_lanes("test", batch_size, device)
 
     def _in_lanes(
-        self, split: str, lanes: int | None, device: torch.device | str, rank: int, world_size: int
+        self, split: str, lanes: int | None, device: torch.device | str, rank: int = 0, world_size: int = 1
     ) -> Batches:
         numbers = self.numbers(split)
         lanes = min(lanes or self.eval_lanes, len(numbers) - 1)
@@ -240,8 +237,6 @@ class TextSource(DataSource):
         batch_size: int | None,
         device: torch.device | str,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         channels_last: bool = True,
         seed: int | None = None,
     ) -> Batches:
@@ -255,7 +250,7 @@ class TextSource(DataSource):
         if seed is not None:
             order = torch.randperm(windows, generator=torch.Generator().manual_seed(seed))
         inputs, targets = (part[: windows * length].view(windows, length) for part in (numbers[:-1], numbers[1:]))
-        plan = Plan(order[:count], batch_size or self.eval_lanes, rank=rank, world_size=world_size)
+        plan = Plan(order[:count], batch_size or self.eval_lanes)
         return Lanes(inputs, targets, plan, length, device)
 
 

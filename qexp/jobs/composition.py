@@ -19,7 +19,7 @@ from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.default_element import ResultDefault
+from hydra.core.default_element import ConfigDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -41,8 +41,11 @@ _LAYER_KEY = re.compile(
 )
 _ENCODED = "glob_"
 
-_FLAT_GROUPS = ("optimizer", "schedule")
-"""Groups whose options list every setting that they take, in one level."""
+_AS_FILED = {"optimizer": False, "schedule": True, "alpha_regularization": True}
+"""Groups whose options list every setting, in one level, and whether a typed option is as its file has it.
+
+An optimizer takes the recipe's values over: a paper trains at some rate and decay, whatever makes steps of them.
+"""
 
 LAYERS_RULE = "a layer is set apart by a pattern: layers.'<glob>'.bits=, .quantizer= or .scope="
 
@@ -204,22 +207,49 @@ class QexpLoader(ConfigLoaderImpl):
         node: Any = OmegaConf.to_container(config.hydra, resolve=False)
         check_hydra(node)
         _encode_sweep(config)
-        self._replace_recipes_choices(config, encoded)
+        self._replace_recipes_choices(config, config_name, encoded, run_mode)
         return config
 
-    def _replace_recipes_choices(self, config: DictConfig, encoded: Sequence[str]) -> None:
-        """Let a typed choice take the place of a recipe's: what the recipe set for that one alone falls away.
+    def _replace_recipes_choices(
+        self, config: DictConfig, command: str | None, encoded: Sequence[str], run_mode: RunMode
+    ) -> None:
+        """Let a typed choice take the place of a recipe's: what the recipe set for another one falls away.
 
-        Hydra would hand a cosine the milestones of the recipe's steps. What was itself typed stays.
+        Hydra would hand a cosine the milestones of the recipe's steps, and "no penalty" the recipe's lambda. What
+        was itself typed stays.
         """
         typed = {override.lstrip("+").partition("=")[0] for override in encoded}
-        for group in typed.intersection(_FLAT_GROUPS):
-            option = self.repository.load_config(f"{group}/{config.hydra.runtime.choices[group]}")
-            assert option is not None  # it was composed
-            left = [key for key in config[group] if key not in option.config and f"{group}.{key}" not in typed]
+        for group in typed.intersection(_AS_FILED):
+            choice = config.hydra.runtime.choices[group]
+            option, node = self._option(group, choice), config[group]
+            found: Any = OmegaConf.to_container(node, resolve=False)
+            free = [key for key in {**found, **option} if typed.isdisjoint((f"{group}.{key}", f"~{group}.{key}"))]
+            left = [key for key in free if key not in option]
+            own = {key: option[key] for key in free if _AS_FILED[group] and key in option}
+            if not left and all(found.get(key) == value for key, value in own.items()):
+                continue
+            if self._chosen(group, command, encoded, run_mode) == choice:
+                continue  # the recipe's own choice, typed again, is no other one
             with open_dict(config):
                 for key in left:
-                    del config[group][key]
+                    del node[key]
+                node.update(own)
+
+    def _option(self, group: str, name: str) -> dict[str, Any]:
+        """Return the settings of an option's file, on top of those of the options that its defaults name."""
+        option = self.repository.load_config(f"{group}/{name}")
+        assert option is not None  # it was composed
+        settings: dict[str, Any] = {}
+        for entry in option.defaults_list or ():
+            if isinstance(entry, ConfigDefault) and entry.path not in (None, "_self_"):
+                settings |= self._option(group, entry.path.removeprefix(f"/{group}/"))
+        own: Any = OmegaConf.to_container(option.config, resolve=False)
+        return settings | own
+
+    def _chosen(self, group: str, command: str | None, encoded: Sequence[str], run_mode: RunMode) -> str | None:
+        """Return the option of `group` that would be there, had nobody typed one."""
+        others = [override for override in encoded if override.lstrip("+").partition("=")[0] != group]
+        return self.compute_defaults_list(command, others, run_mode).overrides.known_choices.get(group)
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         """Load a file; a launcher's is checked against the launcher's own types, which are stored under its name.

@@ -17,11 +17,9 @@ from qexp.errors import CheckpointError, OutputError
 from qexp.files import atomic_stream
 from qexp.lit import world
 from qexp.lit.signals import StopRequest
+from qexp.lit.start import held_by_quantizers
 from qexp.lit.task import Classification
-from qexp.quantizers.base import Quantizer
-
-KEY = "qexp"
-"""Where in Lightning's checkpoint our own state lies."""
+from qexp.models.weights import QUANTIZERS, RUN_KEY, RUN_PREFIX
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -86,22 +84,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: the checkpoint cannot be read (cut short, or not one: {type(error).__name__}); delete it to"
             " start this run again."
         ) from error
-    if not isinstance(content, dict) or KEY not in content or "state_dict" not in content:
+    if not isinstance(content, dict) or RUN_KEY not in content or "state_dict" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of a qexp run; delete it to start this run again.")
     return content
 
 
 def network_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the network's tensors by its own names."""
-    prefix = "network."
     state = checkpoint["state_dict"].items()
-    return {name[len(prefix) :]: value for name, value in state if name.startswith(prefix)}
-
-
-def quantizer_state(network: torch.nn.Module) -> list[str]:
-    """Return the names of the tensors that quantizers hold, which a network without them does not have."""
-    prefixes = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, Quantizer))
-    return [name for name in network.state_dict() if name.startswith(prefixes)]
+    return {name.removeprefix(RUN_PREFIX): value for name, value in state if name.startswith(RUN_PREFIX)}
 
 
 def check_fits(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
@@ -127,7 +118,7 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "python": [version, list(internal), gauss],
         "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
     }
@@ -136,12 +127,19 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Put every generator where `random_state` found it."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and (cuda := _of_this_device(state["cuda"])) is not None:
+        torch.cuda.set_rng_state(cuda)
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def _of_this_device(state: torch.Tensor | list[torch.Tensor] | None) -> torch.Tensor | None:
+    """Return the state of this process's device; earlier versions kept those of every device that was in sight."""
+    if isinstance(state, list):
+        return state[min(torch.cuda.current_device(), len(state) - 1)] if state else None
+    return state
 
 
 class CheckpointWriter(pl.Callback):
@@ -173,19 +171,19 @@ class CheckpointWriter(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning leaves out: generators, running sums, time spent."""
-        checkpoint[KEY] = {
+        checkpoint[RUN_KEY] = {
             "random": world.gathered(random_state()),
-            "totals": world.summed(module.totals).cpu(),
+            "totals": world.gathered(module.totals.cpu()),
             "samples": module.samples * world.size(),
             "train_seconds": self.train_seconds,
             "compiled": self.compiled,
-            "quantizers": quantizer_state(module.network),
+            QUANTIZERS: held_by_quantizers(module.network, module.network.state_dict()),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep our state until everything else is in place."""
-        self._restored = checkpoint[KEY]
-        self.seconds_before = checkpoint[KEY]["train_seconds"]
+        self._restored = checkpoint[RUN_KEY]
+        self.seconds_before = checkpoint[RUN_KEY]["train_seconds"]
         self._began = time.monotonic()  # training may begin and end with it: all epochs were done
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -195,8 +193,8 @@ class CheckpointWriter(pl.Callback):
         if self._restored is None:
             return
         state, self._restored = self._restored, None
-        if world.rank() == 0:  # the sums of all processes go on in the first one
-            module.totals.copy_(state["totals"])
+        totals = _own_totals(state["totals"])
+        module.totals[: len(totals)].copy_(totals)
         module.samples = state["samples"] // world.size()
         set_random_state(state["random"][world.rank()])
 
@@ -204,8 +202,8 @@ class CheckpointWriter(pl.Callback):
         """Write when it is time; the epoch's last step leaves it to the epoch's end, a moment later."""
         if trainer.is_last_batch:
             return
-        stop = self.request.agreed(trainer)
-        if stop or self._due(trainer):
+        stop, due = self.request.agreed(trainer, self._due(trainer))
+        if stop or due:
             self.write(trainer, module)
         if stop:
             self.request.end()
@@ -213,7 +211,8 @@ class CheckpointWriter(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Write at the epoch's end, after its numbers are in metrics.csv."""
         self.write(trainer, module)
-        if self.request.agreed(trainer):  # also after the last one: what comes behind it may be hours of a sweep
+        stop, _ = self.request.agreed(trainer)
+        if stop:  # also after the last one: what comes behind it may be hours of a sweep
             self.request.end()
 
     def write(self, trainer: pl.Trainer, module: Classification) -> None:
@@ -223,10 +222,20 @@ class CheckpointWriter(pl.Callback):
         self._written = time.monotonic()
 
     def _due(self, trainer: pl.Trainer) -> bool:
+        """Return whether it is time by this process's clock."""
         if self.steps and trainer.global_step % self.steps == 0:
             return True
-        late = bool(self.minutes) and time.monotonic() - self._written >= 60.0 * float(self.minutes or 0.0)
-        return bool(trainer.strategy.broadcast(late)) if trainer.world_size > 1 else late
+        return self.minutes is not None and time.monotonic() - self._written >= 60.0 * self.minutes
+
+
+def _own_totals(found: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """Return this process's running sums.
+
+    Earlier versions kept, of fewer `STATISTICS`, the sums of all processes together: they go on in the first one.
+    """
+    if isinstance(found, list):
+        return found[world.rank()]
+    return found if world.rank() == 0 else torch.zeros_like(found)
 
 
 def save_network(path: Path, network: torch.nn.Module) -> None:
@@ -235,5 +244,5 @@ def save_network(path: Path, network: torch.nn.Module) -> None:
     Raises:
         OutputError: the disk is full or the folder is not writable.
     """
-    state = {f"network.{name}": value.detach().cpu() for name, value in network.state_dict().items()}
-    DurableCheckpointIO().save_checkpoint({"state_dict": state, KEY: {}}, path)
+    state = {f"{RUN_PREFIX}{name}": value.detach().cpu() for name, value in network.state_dict().items()}
+    DurableCheckpointIO().save_checkpoint({"state_dict": state, RUN_KEY: {}}, path)

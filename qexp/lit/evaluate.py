@@ -53,11 +53,16 @@ def move(network: nn.Module, source: DataSource, config: Config) -> tuple[torch.
     """
     cpu.prepare(config.trainer.threads)
     device = device_of(config)
-    channels_last = config.trainer.channels_last and len(source.shape) == 3
+    channels_last = channels_come_last(source, config)
     network.to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
     return device, channels_last
+
+
+def channels_come_last(source: DataSource, config: Config) -> bool:
+    """Return whether batches and networks have their channels last; only images have any."""
+    return config.trainer.channels_last and len(source.shape) == 3
 
 
 def evaluate(network: nn.Module, source: DataSource, config: Config, split: str = "test") -> dict[str, float]:
@@ -144,9 +149,20 @@ def sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def float32(device: torch.device) -> Iterator[None]:
     """Neither autocast nor TensorFloat-32, which keeps 10 bits of each factor and moves quantized values."""
-    cudnn = torch.backends.cudnn
-    with (
-        torch.autocast(device.type, enabled=False),
-        cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False),
-    ):
+    with torch.autocast(device.type, enabled=False), tensor_float32(False):
         yield
+
+
+@contextlib.contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Say whether a GPU's convolutions and matrix products may take TensorFloat-32 for float32.
+
+    torch by itself lets the former do so, from NVIDIA's Ampere on, and not the latter.
+    """
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before

@@ -20,8 +20,8 @@ from qexp.layers.normalization import ONE_VALUE
 from qexp.lit import compiling, cpu, world
 from qexp.lit.alphas import AlphaLog
 from qexp.lit.batch_norm import Reestimation, require
-from qexp.lit.checkpoint import KEY, CheckpointWriter, check_fits, read_checkpoint
-from qexp.lit.evaluate import device_of, measured
+from qexp.lit.checkpoint import CheckpointWriter, check_fits, read_checkpoint
+from qexp.lit.evaluate import channels_come_last, device_of, measured, tensor_float32
 from qexp.lit.optimizers import parameter_groups
 from qexp.lit.position import EpochBatches
 from qexp.lit.progress import ProgressLines
@@ -31,6 +31,7 @@ from qexp.lit.start import calibrate, seed_rank
 from qexp.lit.task import Classification, LanguageModelling
 from qexp.lit.trainer import make_trainer, silence
 from qexp.lit.watchdog import Watchdog
+from qexp.models.weights import RUN_KEY
 from qexp.runs import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ def fit(
         TrainingError: the loss or a learned level is no number any more.
         OutputError: the disk is full.
     """
-    device = device_of(config)
     cpu.prepare(config.trainer.threads)
-    batches = _train_batches(source, config, device)
+    device, channels_last = device_of(config), channels_come_last(source, config)
+    batches = _train_batches(source, config, device, channels_last)
     total_steps = len(batches) * config.epochs
     checkpoint = read_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
     if checkpoint is None:
@@ -65,13 +66,13 @@ def fit(
     else:
         check_fits(network, checkpoint, run.checkpoint)
     compiled = _compiled(config, network, total_steps, device, checkpoint)
-    module = _task(network, config, total_steps, compiled, teacher)
+    module = _task(network, config, total_steps, compiled, teacher, channels_last)
     step = int(checkpoint["global_step"]) if checkpoint else -1
     if world.rank() == 0:
         run.metrics.truncate(step)
-    with StopRequest() as request, silence():
+    with StopRequest() as request, silence(), tensor_float32(config.trainer.precision == "tf32"):
         writer = _writer(config, run, request, compiled)
-        callbacks = [*_observers(source, config, device, run), writer]
+        callbacks = [*_observers(source, config, device, channels_last, run), writer]
         trainer = make_trainer(config, device, callbacks, make_loggers(config, run, step))
         loader = EpochBatches(batches)
         loader.trainer = trainer
@@ -103,8 +104,10 @@ def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
     """Build what `fit` will build, and drop it: a mistake in it shows before the run's folder exists.
 
     Raises:
-        ConfigError: a setting of the task, the optimizer, the schedule or a logger.
+        ConfigError: a setting of the task, the optimizer, the schedule or a logger; or the environment names other
+            processes than the run has.
     """
+    _require_processes(config.trainer.devices)
     module = _module(network, config, total_steps=1)
     misread = type(module) is Classification if config.reads_text else isinstance(module, LanguageModelling)
     if misread:
@@ -116,6 +119,15 @@ def check(network: nn.Module, config: Config, run: RunDirectory) -> None:
     make_loggers(config, run, -1)
 
 
+def _require_processes(devices: int) -> None:
+    """Refuse an environment of other processes, which are not there: each step would see a share of its batch."""
+    if (found := world.size()) != devices:
+        raise ConfigError(
+            f"trainer.devices={devices}: the environment says that this is one of WORLD_SIZE={found} processes;"
+            f" unset it and RANK, or set trainer.devices={found}."
+        )
+
+
 def _writer(config: Config, run: RunDirectory, request: StopRequest, compiled: bool) -> CheckpointWriter:
     settings = config.trainer
     return CheckpointWriter(
@@ -123,27 +135,29 @@ def _writer(config: Config, run: RunDirectory, request: StopRequest, compiled: b
     )
 
 
-def _observers(source: DataSource, config: Config, device: torch.device, run: RunDirectory) -> list[pl.Callback]:
+def _observers(
+    source: DataSource, config: Config, device: torch.device, channels_last: bool, run: RunDirectory
+) -> list[pl.Callback]:
     """Those that look and write, in the order in which they have to be asked."""
     alphas = AlphaLog()
     watchdog = Watchdog(config.trainer.watchdog, alphas, run.add_warning)
-    sources: list[Source] = [*_sources(source, config, device), alphas, watchdog]
+    sources: list[Source] = [*_sources(source, device, channels_last), alphas, watchdog]
     recorder = Recorder(run.metrics, sources, at_start=[alphas, watchdog])
     observers: list[pl.Callback] = [alphas, watchdog, recorder]
     if config.batch_norm_batches is not None:
-        batches = _train_batches(source, config, device)
+        batches = _train_batches(source, config, device, channels_last)
         observers.insert(0, Reestimation(batches, config.batch_norm_batches))
     return [*observers, ProgressLines(recorder)] if config.trainer.progress else observers
 
 
-def _train_batches(source: DataSource, config: Config, device: torch.device) -> Batches:
+def _train_batches(source: DataSource, config: Config, device: torch.device, channels_last: bool) -> Batches:
     return source.train_batches(
         config.batch_size,
         config.seed,
         device,
         rank=world.rank(),
         world_size=world.size(),
-        channels_last=config.trainer.channels_last,
+        channels_last=channels_last,
     )
 
 
@@ -152,15 +166,20 @@ def _compiled(
 ) -> bool:
     """A resumed run goes on as it began: a compiled step differs from an eager one in the last bits."""
     if checkpoint is not None:
-        return bool(checkpoint[KEY]["compiled"])
+        return bool(checkpoint[RUN_KEY]["compiled"])
     return compiling.decide(config.trainer.compile, device, lambda: compiling.pays(network, steps))
 
 
 def _task(
-    network: nn.Module, config: Config, total_steps: int, compiled: bool, teacher: nn.Module | None
+    network: nn.Module,
+    config: Config,
+    total_steps: int,
+    compiled: bool,
+    teacher: nn.Module | None,
+    channels_last: bool,
 ) -> Classification:
     module = _module(network, config, total_steps, teacher)
-    if config.trainer.channels_last:
+    if channels_last:
         module.memory_format = torch.channels_last
         network.to(memory_format=torch.channels_last)
         if teacher is not None:
@@ -185,13 +204,9 @@ def _module(
     return module
 
 
-def _sources(source: DataSource, config: Config, device: torch.device) -> list[Source]:
+def _sources(source: DataSource, device: torch.device, channels_last: bool) -> list[Source]:
     validation = source.validation_batches(
-        None,
-        device,
-        rank=world.rank(),
-        world_size=world.size(),
-        channels_last=config.trainer.channels_last,
+        None, device, rank=world.rank(), world_size=world.size(), channels_last=channels_last
     )
     if validation is None:
         return []

@@ -1,11 +1,14 @@
-"""What training minimizes: the cross entropy, or the squared hinge of the binarized networks."""
+"""What training minimizes: a loss of the data, that of a teacher, the penalty on clip levels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from qexp.errors import ConfigError
+from qexp.quantizers.base import named_quantizers
 
 
 def class_scores(answer: object) -> Tensor:
@@ -63,3 +66,18 @@ def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float = 1.0) 
     answers = F.log_softmax(logits / temperature, dim=1)
     target = F.log_softmax(wanted / temperature, dim=1)
     return temperature**2 * F.kl_div(answers, target, reduction="batchmean", log_target=True)
+
+
+def penalized(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that the penalty acts on, one that quantizers share once."""
+    found = (p for _, quantizer in named_quantizers(network) for p in quantizer.penalized().values())
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
+def penalty(parameters: Iterable[Tensor], lambda_alpha: float) -> Tensor | float:
+    """Return (lambda_alpha / 2) * sum of alpha^2, a scalar in float32; its gradient is lambda_alpha * alpha.
+
+    Args:
+        parameters: as `penalized` has them; without any the penalty is 0.
+    """
+    return 0.5 * lambda_alpha * sum(parameter.float().square().sum() for parameter in parameters)

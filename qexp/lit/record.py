@@ -63,8 +63,6 @@ class Recorder(pl.Callback):
         """Write the epoch's means and what the sources add, then begin new means."""
         module.check_finite()
         values = {**module.epoch_means(), "lr": self._lr}
-        if not module.lambda_alpha and not module.auxiliary:
-            del values["train_penalty"]
         for source in self.sources:
             values.update(source(trainer, module))
         epoch = epochs_done(trainer)

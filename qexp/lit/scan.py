@@ -23,6 +23,7 @@ from qexp.errors import ConfigError
 from qexp.graph.modes import evaluating
 from qexp.lit.continuations import continuations
 from qexp.lit.evaluate import float32
+from qexp.lit.losses import penalized, penalty
 from qexp.quantizers.base import Quantizer, Rounding, named_quantizers
 
 FLOAT, QUANTIZED, PENALIZED = MODES = ("float", "quantized", "penalized")
@@ -164,10 +165,10 @@ def _losses(
 
 def _penalties(network: nn.Module, level: ClipLevel, values: Sequence[float], factor: float) -> Iterator[float]:
     """Yield the penalty of the whole network with `level` at each of `values`."""
-    penalized = {id(p): p for _, q in named_quantizers(network) for p in q.penalized().values()}
+    parameters = penalized(network)
     for value in values:
         with moved(level, value):
-            yield 0.5 * factor * sum(float(p.double().square().sum()) for p in penalized.values())
+            yield float(penalty(parameters, factor))
 
 
 @contextlib.contextmanager

@@ -50,17 +50,22 @@ class StopRequest:
         # os.write, because a handler that prints can break into another print.
         os.write(2, text.encode())
 
-    def agreed(self, trainer: Any) -> bool:
-        """Return whether to stop; under DDP every process gives the same answer."""
+    def agreed(self, trainer: Any, due: bool = False) -> tuple[bool, bool]:
+        """Return whether to stop, and whether something is `due` in any process.
+
+        Under DDP every process gives the same answers, which each step waits for: once, therefore.
+        """
         if self.signal is None:
             self.signal = asked_to_stop()
         if trainer.world_size > 1:
-            wish = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            wish = torch.tensor([self.signal or 0, due], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(wish, op=torch.distributed.ReduceOp.MAX)
-            if not int(wish):
-                return False  # a signal that came during the reduction stays asked for: the next step's sees it
-            self.signal = int(wish)
-        return self.signal is not None
+            number, any_due = wish.tolist()
+            due = bool(any_due)
+            if not number:
+                return False, due  # a signal that came during the reduction stays asked for: the next step sees it
+            self.signal = number
+        return self.signal is not None, due
 
     def end(self) -> None:
         """Leave the training loop.

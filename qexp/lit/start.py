@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> boo
 
     The pass runs in training mode (batch statistics: the running ones mean nothing yet), in float32, without
     gradient, and leaves buffers and generators as they were, the network in training mode. A quantizer that is
-    called several times, once a step of a recurrence for instance, starts from its last call.
+    called several times, once a step of a recurrence for instance, starts from its last call. Of several processes
+    each shows its own share of that batch, and what the first one finds is what training starts from.
 
     Returns:
         Whether any quantizer wants it; if none does, nothing runs.
@@ -57,17 +59,14 @@ def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> boo
     finally:
         for handle in handles:
             handle.remove()
+    theirs = set(held_by_quantizers(network, buffers))
     for name, value in network.named_buffers():
-        if name in buffers and not _belongs_to_quantizer(network, name):
+        if name in buffers and name not in theirs:
             value.copy_(buffers[name])
     return True
 
 
-def _belongs_to_quantizer(network: nn.Module, name: str) -> bool:
-    parts = name.split(".")[:-1]
-    module = network
-    for part in parts:
-        module = getattr(module, part)
-        if isinstance(module, Quantizer):
-            return True
-    return isinstance(module, Quantizer)
+def held_by_quantizers(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return those of `names`, of tensors of `network`, that its quantizers hold."""
+    found = [f"{name}." for name, module in network.named_modules() if isinstance(module, Quantizer)]
+    return [name for name in names if name.startswith(tuple(found))]

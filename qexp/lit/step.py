@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qexp.lit.losses import class_scores, distillation_loss, supervised_loss
+from qexp.lit.losses import class_scores, distillation_loss, penalty, supervised_loss
 from qexp.quantizers.base import Quantizer
 
-STATISTICS = ("loss", "correct", "penalty")
-"""What a step reports, each summed over the batch's samples."""
+STATISTICS = ("loss", "correct", "penalty", "distillation")
+"""What a step reports, each summed over the batch's samples.
+
+They are the data's loss, the right answers, what quantizers and the penalty on clip levels add to the loss, and
+what a teacher adds.
+"""
 
 
 def classification_step(
@@ -29,7 +33,7 @@ def classification_step(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the statistics of one batch.
 
-    The loss is that of the data, plus what the quantizers add, plus (lambda_alpha / 2) * sum of alpha^2, whose
+    The loss is that of the data, plus that of a teacher, plus what the quantizers add, plus the penalty, whose
     gradient is lambda_alpha * alpha whatever the optimizer does with it.
 
     Args:
@@ -43,7 +47,7 @@ def classification_step(
         distillation: weight of that loss; temperature: as `qexp.lit.losses.distillation_loss` has it.
 
     Returns:
-        The scalar loss, and `STATISTICS` (3,) in float32, detached.
+        The scalar loss, and `STATISTICS` (4,) in float32, detached.
     """
     logits = class_scores(network(images)).float()
     data_loss = supervised_loss(logits, labels, loss_name, label_smoothing)
@@ -94,15 +98,16 @@ def objective(
         logits: (N, classes), float32.
         labels: (N,).
     """
-    loss = data_loss if taught is None else data_loss + taught
+    nothing = torch.zeros_like(data_loss)
+    taught = nothing if taught is None else taught
+    added = nothing
     for quantizer in quantizers:
         extra = quantizer.auxiliary_loss()
         if extra is not None:
-            loss = loss + extra.float()
+            added = added + extra.float()
     if lambda_alpha:
-        for parameter in penalized:
-            loss = loss + (0.5 * lambda_alpha) * parameter.float().square().sum()
+        added = added + penalty(penalized, lambda_alpha)
     count = labels.shape[0]
-    correct = (logits.detach().argmax(dim=1) == labels).sum()
-    statistics = torch.stack([data_loss.detach() * count, correct.float(), (loss - data_loss).detach() * count])
-    return loss, statistics
+    correct = (logits.detach().argmax(dim=1) == labels).sum().float()
+    data, penalties, teachers = (part.detach() * count for part in (data_loss, added, taught))
+    return data_loss + taught + added, torch.stack([data, correct, penalties, teachers])

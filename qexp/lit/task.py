@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from qexp.errors import ConfigError, TrainingError
 from qexp.lit import world
 from qexp.lit.language import perplexity
-from qexp.lit.losses import refuse_smoothing
+from qexp.lit.losses import penalized, refuse_smoothing
 from qexp.lit.optimizers import Group, parameter_groups
 from qexp.lit.schedules import Schedule
 from qexp.lit.step import STATISTICS, classification_step, language_step
@@ -92,7 +92,7 @@ class Classification(pl.LightningModule):
         self.auxiliary = [q for q in quantizers if _overrides(q, "auxiliary_loss")]
         self._after_step = [q for q in quantizers if _overrides(q, "after_step")]
         self._roundings = [m for m in network.modules() if isinstance(m, TrainedRounding)]
-        self.penalized = list({id(p): p for q in quantizers for p in q.penalized().values()}.values())
+        self.penalized = penalized(network)
         self.totals = torch.zeros(len(STATISTICS), dtype=torch.float64)
         self.samples = 0
         self.first_bad_step = torch.full((), float("inf"))
@@ -156,7 +156,10 @@ class Classification(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def running(self) -> dict[str, float]:
-        """Return the means since the epoch began, of this process; reading them waits for the device."""
+        """Return the means since the epoch began, of this process; reading them waits for the device.
+
+        What the loss has no part for is left out: `train_penalty`, `train_distillation`.
+        """
         return self._means(self.totals, self.samples)
 
     def epoch_means(self) -> dict[str, float]:
@@ -164,8 +167,13 @@ class Classification(pl.LightningModule):
         return self._means(world.summed(self.totals), self.samples * world.size())
 
     def _means(self, totals: Tensor, samples: int) -> dict[str, float]:
-        loss, correct, penalty = (value / max(samples, 1) for value in totals.tolist())
-        return {"train_loss": loss, "train_accuracy": correct, "train_penalty": penalty}
+        loss, correct, penalty, distillation = (value / max(samples, 1) for value in totals.tolist())
+        means = {"train_loss": loss, "train_accuracy": correct}
+        if self.lambda_alpha or self.auxiliary:
+            means["train_penalty"] = penalty
+        if self._teacher:
+            means["train_distillation"] = distillation
+        return means
 
     def check_finite(self) -> None:
         """Refuse a state that holds no numbers any more; reading it waits for the device.

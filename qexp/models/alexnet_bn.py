@@ -41,13 +41,13 @@ class AlexNetBN(nn.Module):
             )
         self.conv0 = nn.Conv2d(channels, 96, 12, stride=4, bias=False)
         self.act0 = nn.ReLU()
-        self.conv1, self.bn1, self.act1 = convolution(96, 256, kernel=5, groups=2)
+        self.conv1, self.bn1, self.act1 = convolution(96, 256, kernel=5, padding=2, groups=2)
         # At 224x224 the original's window starts at the first pixel here (side 54), one before it in pool2 (27).
         self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.conv2, self.bn2, self.act2 = convolution(256, 384, kernel=3, groups=1)
+        self.conv2, self.bn2, self.act2 = convolution(256, 384, kernel=3, padding=1)
         self.pool2 = nn.MaxPool2d(3, stride=2, padding=1)
-        self.conv3, self.bn3, self.act3 = convolution(384, 384, kernel=3, groups=2)
-        self.conv4, self.bn4, self.act4 = convolution(384, 256, kernel=3, groups=2)
+        self.conv3, self.bn3, self.act3 = convolution(384, 384, kernel=3, padding=1, groups=2)
+        self.conv4, self.bn4, self.act4 = convolution(384, 256, kernel=3, padding=1, groups=2)
         self.pool4 = nn.MaxPool2d(3, stride=2)
         self.fc5, self.bn5, self.act5 = linear(256 * final_side(height) * final_side(width), hidden)
         self.fc6, self.bn6, self.act6 = linear(hidden, hidden)
@@ -68,10 +68,10 @@ class AlexNetBN(nn.Module):
 
 
 def convolution(
-    channels_in: int, channels_out: int, *, kernel: int, groups: int
+    channels_in: int, channels_out: int, *, kernel: int, padding: int, groups: int = 1
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
-    """Return a convolution that keeps the sides, without bias, its batch norm and its activation."""
-    module = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, bias=False)
+    """Return a convolution without bias, its batch norm and its activation, for `model=svhn` too."""
+    module = nn.Conv2d(channels_in, channels_out, kernel, padding=padding, groups=groups, bias=False)
     # The original keeps 0.9 of its running averages, which torch calls a momentum of 0.1.
     return module, nn.BatchNorm2d(channels_out, eps=1e-4, momentum=0.1), nn.ReLU()
 

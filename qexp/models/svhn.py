@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import ConfigError
+from qexp.models.alexnet_bn import convolution
 from qexp.models.initialization import he_initialize
 
 SMALLEST_SIDE = 37
@@ -44,14 +45,14 @@ class SVHNNet(nn.Module):
         self.conv0 = nn.Conv2d(channels, 48, 5)
         self.pool0 = nn.MaxPool2d(2, ceil_mode=True)
         self.act0 = nn.ReLU()
-        self.conv1, self.bn1, self.act1 = layer(48, 64, kernel=3, padding=1)
-        self.conv2, self.bn2, self.act2 = layer(64, 64, kernel=3, padding=1)
+        self.conv1, self.bn1, self.act1 = convolution(48, 64, kernel=3, padding=1)
+        self.conv2, self.bn2, self.act2 = convolution(64, 64, kernel=3, padding=1)
         self.pool2 = nn.MaxPool2d(2, ceil_mode=True)
-        self.conv3, self.bn3, self.act3 = layer(64, 128, kernel=3, padding=0)
-        self.conv4, self.bn4, self.act4 = layer(128, 128, kernel=3, padding=1)
-        self.conv5, self.bn5, self.act5 = layer(128, 128, kernel=3, padding=0)
+        self.conv3, self.bn3, self.act3 = convolution(64, 128, kernel=3, padding=0)
+        self.conv4, self.bn4, self.act4 = convolution(128, 128, kernel=3, padding=1)
+        self.conv5, self.bn5, self.act5 = convolution(128, 128, kernel=3, padding=0)
         self.dropout = nn.Dropout(dropout)
-        self.conv6, self.bn6, self.act6 = layer(128, 512, kernel=5, padding=0)
+        self.conv6, self.bn6, self.act6 = convolution(128, 512, kernel=5, padding=0)
         self.fc = nn.Linear(512 * final_side(height) * final_side(width), num_classes)
         he_initialize(self)
 
@@ -65,15 +66,6 @@ class SVHNNet(nn.Module):
         x = self.act5(self.bn5(self.conv5(x)))
         x = self.act6(self.bn6(self.conv6(self.dropout(x))))
         return self.fc(torch.flatten(x, 1))
-
-
-def layer(
-    channels_in: int, channels_out: int, *, kernel: int, padding: int
-) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
-    """Return a convolution without bias, its batch norm and its activation."""
-    convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=padding, bias=False)
-    # The original keeps 0.9 of its running averages, which torch calls a momentum of 0.1.
-    return convolution, nn.BatchNorm2d(channels_out, eps=1e-4, momentum=0.1), nn.ReLU()
 
 
 def final_side(side: int) -> int:

@@ -16,6 +16,12 @@ RUN_CHECKPOINT = "last.ckpt"
 RUN_PREFIX = "network."
 """What a run's checkpoint puts in front of the network's names, beside entries that are not the network's."""
 
+RUN_KEY = "qexp"
+"""Where in a run's checkpoint, which is Lightning's, our own state lies."""
+
+QUANTIZERS = "quantizers"
+"""Key in that state of what quantizers hold: the names of tensors that a network without them does not have."""
+
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """Left in front of names by data-parallel training and by torch.compile."""
 
@@ -143,8 +149,8 @@ def network_tensors(content: object, file: Path) -> dict[str, Tensor]:
 
 def quantizer_names(content: object) -> list[str]:
     """Return the tensors that a run's checkpoint says its quantizers hold: bits may be lowered run by run."""
-    state = content.get("qexp") if isinstance(content, Mapping) else None
-    names = state.get("quantizers", []) if isinstance(state, Mapping) else []
+    state = content.get(RUN_KEY) if isinstance(content, Mapping) else None
+    names = state.get(QUANTIZERS, []) if isinstance(state, Mapping) else []
     return [str(name) for name in names]
 
 

@@ -30,7 +30,7 @@ def imagenet(tree, **arguments) -> ImageNet:
 
 def batches_of(source, epoch: int = 0, **arguments) -> list[tuple[torch.Tensor, torch.Tensor]]:
     batches = source.train_batches(4, 0, "cpu", **arguments)
-    batches.set_epoch(epoch)
+    batches.load_state_dict({"epoch": epoch, "position": 0})
     return list(batches)
 
 
@@ -215,10 +215,10 @@ def test_imagenet_resumes_and_divides_among_ranks(tree):
     source = imagenet(tree)
     whole = batches_of(source, epoch=1)
     interrupted = source.train_batches(4, 0, "cpu")
-    interrupted.set_epoch(1)
+    interrupted.load_state_dict({"epoch": 1, "position": 0})
     head = list(islice(interrupted, 1))
     resumed = source.train_batches(4, 0, "cpu")
-    resumed.load_state_dict(interrupted.state_dict())
+    resumed.load_state_dict({"epoch": 1, "position": interrupted.position})
     assert interrupted.position == 1 and same(head + list(resumed), whole)
     ranks = [batches_of(source, epoch=1, rank=rank, world_size=2) for rank in range(2)]
     joined = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*ranks, strict=True)]

@@ -106,7 +106,7 @@ def test_calibration_starts_from_the_first_batch_and_leaves_the_rest():
     assert network[1].alpha is alpha
     assert network[0].num_batches_tracked == 0
     assert torch.equal(torch.get_rng_state(), generator)
-    assert batches.state_dict() == {"epoch": 0, "position": 0}
+    assert (batches.epoch, batches.position) == (0, 0)
 
 
 def test_without_a_calibrating_quantizer_nothing_runs(small_run):

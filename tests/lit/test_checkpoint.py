@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import random
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 import qexp.files
 from qexp.errors import CheckpointError, OutputError
 from qexp.lit import checkpoint as checkpoints
-from qexp.lit.checkpoint import DurableCheckpointIO
+from qexp.lit import world
+from qexp.lit.checkpoint import CheckpointWriter, DurableCheckpointIO
+from qexp.lit.signals import StopRequest
 
 
 def full_disk(*arguments):
@@ -55,6 +58,57 @@ def test_every_generator_returns(tmp_path):
     assert torch.equal(drawn[0], again[0])
     assert np.array_equal(drawn[1], again[1])
     assert drawn[2:] == again[2:]
+
+
+def test_a_run_on_a_gpu_keeps_the_generator_of_its_own_device(monkeypatch):
+    """One that saw four devices may go on with one in sight; a list of all of them is what was kept once."""
+    states, restored = torch.arange(4), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[1])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: restored.append(int(state)))
+    state = checkpoints.random_state()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for kept in (state["cuda"], list(states), [], None):
+        checkpoints.set_random_state({**state, "cuda": kept})
+    assert restored == [1, 0]
+
+
+def writer_of(minutes=None):
+    return CheckpointWriter("last.ckpt", StopRequest(), minutes, None, compiled=False)
+
+
+def test_each_process_goes_on_from_its_own_sums(monkeypatch):
+    sums = [torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([6.0, 1.0, 2.0, 1.0])]
+    monkeypatch.setattr(world, "size", lambda: 2)
+    monkeypatch.setattr(world, "gathered", lambda value: sums if value is sums[0] else [value, value])
+    checkpoint = {}
+    module = SimpleNamespace(network=torch.nn.Linear(1, 1), totals=sums[0], samples=5)
+    writer_of().on_save_checkpoint(None, module, checkpoint)
+    older = {"qexp": {**checkpoint["qexp"], "totals": (sums[0] + sums[1])[:3]}}  # those of all processes together
+    for kept, expected in ((checkpoint, sums), (older, torch.tensor([[10.0, 4.0, 4.0, 0.0], [0.0] * 4]))):
+        for rank in (0, 1):
+            monkeypatch.setattr(world, "rank", lambda rank=rank: rank)
+            module, writer = SimpleNamespace(totals=torch.zeros(4), samples=0), writer_of()
+            writer.on_load_checkpoint(None, module, kept)
+            writer.on_train_start(None, module)
+            assert torch.equal(module.totals, expected[rank]) and module.samples == 5
+
+
+def test_processes_agree_once_a_step_on_stopping_and_writing(monkeypatch):
+    reductions, writes = [], []
+
+    def another_is_late(wish, op):
+        reductions.append(wish.tolist())
+        wish[1] = 1
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", another_is_late)
+    trainer = SimpleNamespace(
+        world_size=2, is_last_batch=False, global_step=3, strategy=SimpleNamespace(root_device="cpu")
+    )
+    writer = writer_of(minutes=5)
+    monkeypatch.setattr(writer, "write", lambda *_: writes.append(1))
+    writer.on_train_batch_end(trainer, None, None, None, 2)
+    assert (reductions, writes) == ([[0, 0]], [1])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])

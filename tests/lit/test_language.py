@@ -92,7 +92,7 @@ def test_the_state_goes_from_window_to_window_without_its_graph_and_not_into_the
 
     def step(network: nn.Module, tokens: Any, targets: Any, state: Any, *rest: Any) -> tuple[Any, ...]:
         seen.append(state)
-        return torch.zeros(()), torch.zeros(3), network(tokens, state)[1].detach()
+        return torch.zeros(()), torch.zeros(4), network(tokens, state)[1].detach()
 
     module.step = step
     type(module).global_step = property(lambda self: 0)  # type: ignore[assignment, method-assign]

@@ -74,7 +74,7 @@ def test_a_signal_during_the_processes_agreement_is_for_the_next_step(monkeypatc
     trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device="cpu"))
     with StopRequest() as request:
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-        assert not request.agreed(trainer)
+        assert request.agreed(trainer) == (False, False)
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
-        assert request.agreed(trainer)
+        assert request.agreed(trainer) == (True, False)
         assert request.signal == signal.SIGTERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ import torch
 from torch import nn
 
 from qexp.cli import main
+from qexp.commands import train
 from qexp.errors import ConfigError
+from qexp.layers.normalization import ShiftBatchNorm
 from qexp.lit.batch_norm import reestimate, require
 from qexp.lit.losses import distillation_loss
 from qexp.lit.schedules import constant
 from qexp.lit.step import classification_step
 from qexp.lit.task import Classification
+
+from ..composing import parsed
 
 QUICK = ["epochs=1", "trainer.progress=false", "logger=none", "trainer.compile=false", "trainer.threads=1"]
 
@@ -50,7 +55,7 @@ def test_the_teacher_teaches_and_is_not_trained():
         student, x, labels, [], [], 0.0, 0.0, "cross_entropy", teacher, 2.0, 1.0
     )
     torch.testing.assert_close(taught - plain, 2 * distillation_loss(student(x), teacher(x)))
-    torch.testing.assert_close(statistics[2] / 8, (taught - plain).detach())
+    torch.testing.assert_close(statistics[2:] / 8, torch.stack([torch.zeros(()), (taught - plain).detach()]))
     task = Classification(
         student, optimizer=lambda groups: None, schedule=constant, total_steps=1, distillation=1.0,
         teacher_network=teacher,
@@ -60,12 +65,28 @@ def test_the_teacher_teaches_and_is_not_trained():
 
 def test_a_run_with_a_teacher(float_run, tmp_path):
     words = ["quantizer=lsq", "bits=2", f"model.weights={float_run['path']}", "epochs=2"]
-    taught = run(tmp_path, *words, "task=distillation")
+    taught = run(tmp_path, *words, "task=distillation", "alpha_regularization=none")
     alone = run(tmp_path, *words)
     assert taught["run_id"] != alone["run_id"]
     rows = list(csv.reader((taught["path"] / "metrics.csv").read_text().splitlines()))
-    penalty = [float(row[3]) for row in rows if row[2] == "train_penalty"]
-    assert penalty and all(value > 0 for value in penalty), "the answers' loss is shown beside the data's"
+    answers = [float(row[3]) for row in rows if row[2] == "train_distillation"]
+    assert answers and all(value > 0 for value in answers), "the answers' loss is shown beside the data's"
+    assert not any(row[2] == "train_penalty" for row in rows), "nothing penalizes here"
+
+
+def test_a_teacher_has_the_batch_norms_that_it_was_trained_with(float_run, tmp_path):
+    def teacher(weights: Path) -> torch.nn.Module:
+        words = ["quantizer=lsq", "bits=2", "task=distillation", "normalization=shift", f"model.weights={weights}"]
+        return train._teacher(train.plan(parsed(*words)))
+
+    shifted = tmp_path / "shifted"
+    shutil.copytree(float_run["path"], shifted)
+    config = (shifted / "config.yaml").read_text()
+    (shifted / "config.yaml").write_text(config.replace("normalization: null", "normalization: shift"))
+    shutil.copy(shifted / "last.ckpt", tmp_path / "alone.ckpt")
+    places = (float_run["path"], shifted, shifted / "last.ckpt", tmp_path / "alone.ckpt")
+    found = [any(isinstance(module, ShiftBatchNorm) for module in teacher(place).modules()) for place in places]
+    assert found == [False, True, True, False]
 
 
 def test_a_teacher_is_needed(capsys):
