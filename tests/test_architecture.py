@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,14 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Yield (dotted name, line) of every import; `from a import b` counts as a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -103,7 +109,8 @@ def rank(names: list[str]) -> float:
 def test_imports_point_one_way(path: Path) -> None:
     here = list(path.relative_to(PACKAGE).with_suffix("").parts)
     for name, line in imports(path):
-        if top(name) == "qexp" and (name.count(".") > 1 or (PACKAGE / name.partition(".")[2]).exists()):
+        below = PACKAGE / name.partition(".")[2]
+        if top(name) == "qexp" and (name.count(".") > 1 or below.exists() or below.with_suffix(".py").exists()):
             there = [*name.split("."), "__init__"][1:]
             assert rank(there) <= rank(here), f"{path}:{line}: {here} must not import {there}"
 
@@ -142,8 +149,7 @@ def test_the_start_needs_the_standard_library_only() -> None:
 def test_only_cli_and_build_import_by_name() -> None:
     for path in FILES:
         if part(path) not in ("cli", "build"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
+            for node in nodes(path):
                 called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
                 assert called not in ("__import__", "importlib.import_module", "import_module"), f"{path}:{node}"
 
@@ -151,7 +157,7 @@ def test_only_cli_and_build_import_by_name() -> None:
 @pytest.mark.parametrize("call", ["instantiate", "eval", "exec"])
 def test_nothing_else_runs_text(call: str) -> None:
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 assert name != call and not name.endswith("utils.instantiate"), f"{path}:{node.lineno}: {name}"
@@ -159,7 +165,7 @@ def test_nothing_else_runs_text(call: str) -> None:
 
 def test_torch_load_reads_weights_only() -> None:
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
@@ -174,7 +180,11 @@ OF_PAPERS = {Path("experiment", load_artefact(name).experiment) for name in arte
 """Experiments whose every job is composed beside the published cells, in tests/published."""
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in OF_PAPERS], ids=str)
+ELSEWHERE = {option for option in OPTIONS if option in OF_PAPERS or option.parts[0] == "model"}
+"""Composed in tests/published, and in tests/models."""
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in ELSEWHERE], ids=str)
 def test_every_option_composes(option: Path) -> None:
     group = "hydra/launcher" if option.parts[0] == "hydra" else option.parts[0]
     command = "ptq" if group == "observer" or option.parts[:2] == ("experiment", "pwlq") else "train"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,6 +19,12 @@ DIGESTS = {"data": "d" * 64}
 
 def name(config: Config, **options: Any) -> str:
     return run_id(config, identity(config, DIGESTS, **options))
+
+
+@cache
+def usual() -> str:
+    """The name of the default run."""
+    return name(parsed())
 
 
 def shuffled(value: Any) -> Any:
@@ -44,19 +51,15 @@ def test_the_order_of_keys_does_not_matter() -> None:
         "dataset.shape=[1,8,8]",
         "logger=none",
         "trainer.progress=false",
-        "trainer.checkpoint_minutes=1",
-        "trainer.checkpoint_steps=3",
-        "trainer.threads=1",
-        "trainer.watchdog=stop",
         "optimizer.lr=1e-1",
     ],
 )
 def test_places_loggers_and_progress_do_not_matter(override: str) -> None:
-    assert name(parsed(override)) == name(parsed())
+    assert name(parsed(override)) == usual()
 
 
 @pytest.mark.parametrize(
-    "override",
+    "overrides",
     [
         "seed=1",
         "epochs=41",
@@ -75,8 +78,12 @@ def test_places_loggers_and_progress_do_not_matter(override: str) -> None:
         "alpha_regularization=none",
         "layers.'layers.0'.bits=2",
         "trainer.precision=bfloat16",
-        "trainer.devices=2",
-        "trainer.compile=true",
+        "normalization=shift",
+        "batch_norm_batches=5",
+        "gradient_bits=6",
+        "gradient_bits=6 gradient_form=log",
+        "rounding=soft_round rounding.alpha=3",
+        "discretisation=ewgs",
         "model.hidden=[32]",
         "dataset.augment=crop_flip",
         "dataset.validation=0.1",
@@ -85,8 +92,9 @@ def test_places_loggers_and_progress_do_not_matter(override: str) -> None:
         "task.label_smoothing=0.1",
     ],
 )
-def test_what_changes_the_result_changes_the_name(override: str) -> None:
-    assert name(parsed(override)) != name(parsed())
+def test_what_changes_the_result_changes_the_name(overrides: str) -> None:
+    *before, last = overrides.split()
+    assert name(parsed(*before, last)) != (name(parsed(*before)) if before else usual())
 
 
 @pytest.mark.parametrize(
@@ -167,16 +175,28 @@ def test_numbers_that_are_equal_are_one_number() -> None:
 def test_every_setting_of_the_trainer_is_decided_on() -> None:
     """A new key of the trainer is either part of the identity or listed here as without effect."""
     without_effect = {
-        "device",
-        "strategy",
-        "threads",
-        "checkpoint_minutes",
-        "checkpoint_steps",
-        "watchdog",
-        "progress",
+        "device": "cpu",
+        "strategy": "ddp",
+        "threads": 1,
+        "checkpoint_minutes": 1,
+        "checkpoint_steps": 3,
+        "watchdog": "stop",
+        "progress": False,
     }
-    part = {"devices", "precision", "channels_last", "compile", "deterministic"}
-    assert {field.name for field in dataclasses.fields(parsed().trainer)} == without_effect | part
+    part = {
+        "devices": 2,
+        "precision": "bfloat16",
+        "channels_last": False,
+        "compile": True,
+        "deterministic": True,
+    }
+    config = parsed()
+    assert {field.name for field in dataclasses.fields(config.trainer)} == without_effect.keys() | part.keys()
+    for key, value in (without_effect | part).items():
+        assert getattr(config.trainer, key) != value
+        trainer = dataclasses.replace(config.trainer, **{key: value})
+        changed = name(dataclasses.replace(config, trainer=trainer)) != usual()
+        assert changed is (key in part), key
 
 
 def test_keys_that_came_later_do_not_rename_earlier_runs() -> None:

@@ -80,6 +80,27 @@ def test_the_mean_of_each_output_comes_back(how):
 
 
 @torch.no_grad()
+def test_a_bias_loses_what_the_rounding_adds_to_the_mean_of_its_channel():
+    """By hand: each input is a normal density with the batch norm's shift and scale, cut off below 0."""
+    model = network()
+    norm = model[4]
+    folding = fold_batch_norm(model)
+    scheme = Scheme(Method("uniform", UniformWeight, None, "input"), *[Widths(3, 32)] * 3)
+    plan = make_plan(folding.model, scheme, SHAPE)
+    fit_weights(folding.model, plan)
+    layer = folding.model.get_submodule("6")
+    (quantizer,) = [each.weight for each in plan.layers if each.name == "6"]
+    added = (quantizer(layer.weight) - layer.weight)[0].sum((1, 2))  # to the weights of the first channel's inputs
+    expected = float(layer.bias[0])
+    for error, beta, gamma in zip(*(values.tolist() for values in (added, norm.bias, norm.weight)), strict=True):
+        z = beta / gamma
+        density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        expected -= error * (gamma * density + beta * (1 + math.erf(z / math.sqrt(2))) / 2)
+    correct_biases(folding.model, plan, expected_inputs(folding.model, folding.statistics))
+    assert float(layer.bias[0]) == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
 def test_expected_inputs_are_those_that_are_measured():
     folding = fold_batch_norm(network())
     method = Method("uniform", UniformWeight, None, "input")

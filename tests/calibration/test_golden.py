@@ -14,9 +14,13 @@ from torch import nn
 from qexp.build import build, locate
 from qexp.calibration import VERSIONS
 from qexp.calibration.absorption import absorb_biases
+from qexp.calibration.bias import correct_biases, expected_inputs
 from qexp.calibration.equalization import equalize
+from qexp.calibration.fit import fit_weights
 from qexp.calibration.folding import fold_batch_norm
 from qexp.calibration.reconstruction import search
+from qexp.graph.plan import make_plan
+from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.paths import config_dir
 from qexp.quantizers.adaround import AdaRoundWeight
 from qexp.quantizers.base import Site
@@ -78,6 +82,15 @@ def corrected() -> Numbers:
     return quantizer(weight).flatten().tolist()
 
 
+def corrected_biases() -> Numbers:
+    folding = fold_batch_norm(small())
+    scheme = Scheme(Method("uniform", UniformWeight, None, "input"), *[Widths(3, 32)] * 3)
+    plan = make_plan(folding.model, scheme, (2, 4, 4))
+    fit_weights(folding.model, plan)
+    correct_biases(folding.model, plan, expected_inputs(folding.model, folding.statistics))
+    return folding.model.get_submodule("3").bias.tolist()
+
+
 def searched() -> Numbers:
     layer, inputs = nn.Linear(6, 2, bias=False), values(32, 6) + 0.5
     with torch.no_grad():
@@ -99,6 +112,7 @@ def cases() -> dict[str, Callable[[], Numbers]]:
             absorb_biases(equalize(fold_batch_norm(small()))).folding.model
         ),
         f"bias_correction@{VERSIONS['bias_correction']}": corrected,
+        f"bias_correction@{VERSIONS['bias_correction']}, analytic": corrected_biases,
         f"{AdaRoundWeight.__module__}.{AdaRoundWeight.__name__}@{AdaRoundWeight.version}, search": searched,
     }
     for path in sorted((config_dir() / "observer").glob("*.yaml")):

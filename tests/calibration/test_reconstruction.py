@@ -176,6 +176,25 @@ def test_memory_holds_as_many_images_as_it_may(monkeypatch):
     assert few == [(32, 32)] * 3, "never fewer than an iteration needs"
 
 
+def test_a_layer_learns_from_the_quantized_networks_input_what_the_float_one_makes_of_its_own(monkeypatch):
+    seen = []
+    found = reconstruction.search
+
+    def noted(quantizer, module, inputs, targets, act, generator):
+        seen.append((inputs, targets))
+        return found(quantizer, module, inputs, targets, act, generator)
+
+    monkeypatch.setattr(reconstruction, "search", noted)
+    reference, made, images = quantized(2)
+    second = made.get_submodule("2")
+    with torch.no_grad():
+        inputs = second.input_quantizer(made.get_submodule("0")(images).relu())
+        targets = reference[2](reference[0](images).relu())
+    torch.testing.assert_close(seen[1][1], targets)
+    moved = (seen[1][0] - inputs).abs() > 1e-5  # sums in another order may round to the level beside
+    assert moved.float().mean() < 0.01
+
+
 def test_bias_correction_beside_it_is_refused():
     method = Method("adaround", AdaRoundWeight, None, "input")
     plan = make_plan(network(), Scheme(method, *[Widths(4, 32)] * 3), SHAPE)

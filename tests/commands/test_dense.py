@@ -64,9 +64,7 @@ def test_from_a_checkpoint_to_a_table(voc, tmp_path, capsys, model, metric) -> N
     for result in found.values():
         assert result["primary_metric"] == f"test_{metric}" and "test_accuracy" not in result
         assert 0 <= result["metrics"][f"test_{metric}"] <= 1
-    (path,) = (
-        tmp_path.rglob("layers.csv") if False else [p for p in tmp_path.rglob("layers.csv") if "pwlq" in str(p)]
-    )
+    (path,) = [p for p in tmp_path.rglob("layers.csv") if "pwlq" in str(p)]
     weights = {row["layer"] for row in csv.DictReader(path.read_text().splitlines()) if row["kind"] == "weight"}
     graph = [m for m in _network(model).modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     assert len(weights) == len(graph), "every layer is quantized, those of the heads too"

@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.build import build
 from qexp.commands.network import build_network, check_network, scheme
 from qexp.errors import ConfigError
+from qexp.layers.normalization import ShiftBatchNorm
+from qexp.layers.quantized import QuantLinear
 from qexp.models.mlp import MLP
+from qexp.ops.discretisation import EWGS, Blend, MSEPull
 from qexp.quantizers.base import named_quantizers
 from qexp.quantizers.dorefa import DoReFaActivation, DoReFaWeight
+from qexp.quantizers.gradient import GradientQuantizer
 from qexp.quantizers.image import ImageGrid
 from qexp.quantizers.pact import PACT
 
@@ -110,6 +115,26 @@ def test_weights_to_start_from_hide_no_mistake(command: str, words: list[str], s
     config = configured("quantizer=pact", *words, "model.weights=some/run", command=command)
     with pytest.raises(ConfigError, match=said):
         check_network(config, build(config.dataset))
+
+
+@pytest.mark.parametrize(("choice", "kind"), [("blend", Blend), ("mse_pull", MSEPull), ("ewgs", EWGS)])
+def test_a_discretisation_is_for_weights_and_where_it_means_something_for_inputs(choice: str, kind: type) -> None:
+    found = quantizers("bits=4", f"discretisation={choice}").values()
+    around = {(type(one), isinstance(one.rounding, kind)) for one in found if one.bits == 4}
+    assert around == {(DoReFaWeight, True), (PACT, kind is EWGS)}
+
+
+@pytest.mark.parametrize(("kind", "authors"), [("shift", False), ("shift_authors", True)])
+def test_every_batch_norm_is_of_the_kind_asked_for(kind: str, authors: bool) -> None:
+    norms = [module for module in network(f"normalization={kind}").modules() if isinstance(module, _BatchNorm)]
+    assert [(type(norm), norm.authors) for norm in norms] == [(ShiftBatchNorm, authors)] * 3
+
+
+def test_gradients_are_quantized_behind_every_quantized_layer() -> None:
+    model = network("gradient_bits=6", "gradient_form=log")
+    behind = [layer.gradient_quantizer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    assert [(type(one), one.bits, one.form) for one in behind] == [(GradientQuantizer, 6, "log")] * 2
+    assert not any(isinstance(module, GradientQuantizer) for module in network().modules())
 
 
 def test_the_seed_decides_the_start_and_the_method_does_not() -> None:

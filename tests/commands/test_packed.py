@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from qexp.build import build
+from qexp.cli import main
 from qexp.commands import packed
 from qexp.commands.network import build_network
 from qexp.errors import ConfigError, QexpError, TrainingError
@@ -22,10 +25,21 @@ def evaluate(*words: str) -> dict[str, float]:
     return packed.evaluate_packed(build_network(config, source), source, config)
 
 
-def test_a_proved_network_is_saved_and_evaluates_to_the_same(tmp_path: Path) -> None:
+def test_a_run_evaluates_the_same_on_bits_and_from_the_file_it_packs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantizer=qnn_binary", "bits=1", "epochs=2", "model.hidden=[64,64]", "logger=none"]
+    assert main(["train", *words, "trainer.threads=1", f"output_dir={tmp_path}"]) == 0
+    (result,) = tmp_path.rglob("result.json")
+    accuracy = json.loads(result.read_text())["test_accuracy"]
     file = tmp_path / "packed.safetensors"
-    found = evaluate(f"engine.save={file}")
-    assert evaluate(f"engine.load={file}") == found
+    for place in (f"engine.save={file}", f"engine.load={file}"):
+        capsys.readouterr()
+        assert main(["eval", str(result.parent), "engine=xnor", place]) == 0
+        said = capsys.readouterr().out
+        assert re.search(rf"test accuracy +{accuracy:.4f}", said) and "the same as in" in said
+        assert "3 layers on bits" in said and "NOT" not in said and "DIFFER" not in said
+    assert 0.2 < accuracy < 1
 
 
 @pytest.mark.parametrize("way", ["a proof that fails", "no samples"])

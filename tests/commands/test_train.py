@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from qexp.commands import train
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, OutputError, QexpError, TrainingError
 from qexp.layers.quantized import QuantLinear
+from qexp.lit import optimizers
 from qexp.quantizers.base import Site
 from qexp.quantizers.wrpn import WRPNWeight
 from qexp.runs import RunDirectory
@@ -123,6 +125,11 @@ def test_a_failed_run_says_why_and_goes_on_when_mended(config, monkeypatch):
     assert failure["exit_code"] == 1
     assert "step " in failure["message"]
     assert "layer " in failure["message"]
+    sgd = optimizers.sgd
+    mended = functools.wraps(sgd)(lambda groups, **given: sgd(groups, **{**given, "lr": 0.1}))
+    monkeypatch.setattr(optimizers, "sgd", mended)
+    assert train.run(failing)["status"] == "done"
+    assert folder.status() == "done" and folder.read_failure() is None
 
 
 def test_a_disk_that_fills_up_ends_in_one_line_and_the_run_goes_on(config, monkeypatch):

@@ -83,11 +83,15 @@ def test_processes_share_the_lanes(tmp_path: Path) -> None:
 
 
 def test_samples_of_the_training_text_are_drawn_once_each(tmp_path: Path) -> None:
-    found = source(folder(tmp_path, train=TRAIN * 20))
+    text = " ".join(str(number) for number in range(40))  # no two of its 13 windows of 3 tokens are alike
+    found = source(folder(tmp_path, train=text, valid="1 2", test="3 4"))
     first = [tokens for tokens, _ in found.training_samples(7, 3, "cpu", seed=1)]
     again = [tokens for tokens, _ in found.training_samples(7, 3, "cpu", seed=1)]
     assert [len(tokens) for tokens in first] == [3, 3, 1]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    drawn = {tuple(window) for tokens in first for window in tokens.tolist()}
+    windows = found.numbers("train")[:39].view(13, 3).tolist()
+    assert len(drawn) == 7 and drawn <= {tuple(window) for window in windows}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 from itertools import islice
 
 import numpy as np
@@ -271,8 +272,6 @@ def test_imagenet_refuses_arguments_without_meaning(arguments, message):
 
 
 def test_random_areas_lie_inside_and_small_images_are_enlarged(photographs):
-    import random
-
     chance = random.Random(0)
     for _ in range(300):
         left, upper, right, lower = random_area(50, 9, chance)
@@ -280,6 +279,31 @@ def test_random_areas_lie_inside_and_small_images_are_enlarged(photographs):
     small = Image.fromarray(photographs[0][:5, :9])
     for augment in ("none", "crop_flip", "resized_crop"):
         assert cut(small, augment, 36, 32, (0, 0, 0)).size == (32, 32)
+
+
+def test_random_areas_are_the_papers():
+    """Shares of the area even from 8 to 100 %, ratios even in their logarithm from 3:4 to 4:3, where they fit."""
+    side, chance = 500, random.Random(0)
+    boxes = np.array([random_area(side, side, chance) for _ in range(5000)])
+    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
+    areas, ratios = widths * heights / side**2, np.log(widths / heights)
+    assert 0.079 < areas.min() < 0.085 and 0.97 < areas.max() <= 1
+    tried = np.linspace(0.08, 1, 10_001)
+    fitting = np.minimum(-np.log(tried) / np.log(4 / 3), 1)  # of the ratios of an area, those whose sides fit
+    assert abs(areas.mean() - np.average(tried, weights=fitting)) < 0.015
+    assert np.abs(ratios).max() < np.log(4 / 3) + 0.01 and abs(ratios.mean()) < 0.01
+    small = ratios[areas < 0.7]
+    assert abs(small.std() - np.log(4 / 3) / np.sqrt(3)) < 0.005
+    middles = (boxes[:, :2] + boxes[:, 2:]).mean(0) / 2
+    assert np.abs(middles - side / 2).max() < 0.01 * side
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "resized_crop"])
+def test_every_other_piece_is_flipped(augment):
+    ramp = Image.fromarray(np.tile(np.arange(48, dtype=np.uint8), (40, 1)))
+    pieces = [np.asarray(cut(ramp, augment, 36, 32, (0, 0, index))) for index in range(400)]
+    flipped = [int(piece[0, 0]) > int(piece[0, -1]) for piece in pieces]
+    assert 0.4 < np.mean(flipped) < 0.6
 
 
 def test_greys_of_16_bits_are_scaled_and_of_32_refused(tmp_path):

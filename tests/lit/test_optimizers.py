@@ -60,6 +60,16 @@ def test_decay_all_reaches_biases_and_normalization_but_no_alpha():
     assert decay[id(net[2].alpha)] == 0.0
 
 
+def test_nesterovs_momentum_looks_one_step_ahead():
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimizer = optimizers.sgd([optimizers.Group("weights", (weight,))], lr=0.5, momentum=0.5, nesterov=True)
+    # The velocity v becomes 0.5 v + g, first (1, -4), then (2.5, -2); the weight moves by -0.5 (g + 0.5 v).
+    for gradient, expected in (([[1.0, -4.0]], [[0.25, 1.0]]), ([[2.0, 0.0]], [[-1.375, 1.5]])):
+        weight.grad = torch.tensor(gradient)
+        optimizer.step()
+        assert torch.equal(weight.detach(), torch.tensor(expected))
+
+
 def test_adamax_is_its_algorithm():
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     optimizer = optimizers.adamax([optimizers.Group("weights", (weight,))], lr=0.5, betas=(0.5, 0.25))

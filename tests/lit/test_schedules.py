@@ -44,6 +44,8 @@ def test_constant(at):
 def test_warmup_rises_linearly_over_its_epochs():
     schedule = schedules.constant(warmup_epochs=2, epochs=10)
     assert [round(schedule(epoch / 10), 6) for epoch in (0, 1, 2, 5)] == [0, 0.5, 1, 1]
+    falling = schedules.multistep(milestones=[1, 5], of=10, factor=0.1, warmup_epochs=2, epochs=10)
+    assert [round(falling(epoch / 10), 6) for epoch in (0, 1, 2, 5)] == [0, 0.05, 0.1, 0.01]
 
 
 @pytest.mark.parametrize(

@@ -31,28 +31,36 @@ def signal_at_step(monkeypatch):
     return arrange
 
 
+@pytest.fixture(scope="module")
+def whole(small_run, tmp_path_factory):
+    """The run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    network, metrics = small_run.train(folder, epochs=2)
+    return folder, network.state_dict(), metrics
+
+
 @pytest.mark.parametrize(
     ("number", "step", "code"),
     # In an epoch, at its end, in the next one, and in the last step of all.
     [(signal.SIGINT, 5, 130), (signal.SIGTERM, 11, 143), (signal.SIGTERM, 15, 143), (signal.SIGINT, 22, 130)],
 )
 def test_a_signal_leaves_a_checkpoint_of_whole_steps_that_goes_on(
-    number, step, code, small_run, tmp_path, signal_at_step, monkeypatch
+    number, step, code, small_run, whole, tmp_path, signal_at_step, monkeypatch
 ):
+    folder, state, expected = whole
     before = signal.getsignal(number)
     signal_at_step(step, number)
     with pytest.raises(Interrupted) as caught:
-        small_run.train(tmp_path / "stopped", epochs=2)
+        small_run.train(tmp_path, epochs=2)
     assert caught.value.exit_code == code
     assert signal.getsignal(number) is before
-    assert read_checkpoint(tmp_path / "stopped" / "last.ckpt")["global_step"] == step
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == step
     monkeypatch.undo()
-    network, metrics = small_run.train(tmp_path / "stopped", epochs=2)
-    reference, expected = small_run.train(tmp_path / "whole", epochs=2)
-    for name, value in reference.state_dict().items():
+    network, metrics = small_run.train(tmp_path, epochs=2)
+    for name, value in state.items():
         assert torch.equal(network.state_dict()[name], value)
     assert metrics["train_loss"] == expected["train_loss"]
-    rows = [MetricsFile(tmp_path / name / "metrics.csv").rows() for name in ("stopped", "whole")]
+    rows = [MetricsFile(path / "metrics.csv").rows() for path in (tmp_path, folder)]
     assert rows[0] == rows[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch import nn
 
 from qexp.cli import main
 from qexp.commands import train
+from qexp.data.digits import Digits
 from qexp.errors import ConfigError
 from qexp.layers.normalization import ShiftBatchNorm
 from qexp.lit.batch_norm import reestimate, require
+from qexp.lit.checkpoint import network_state, read_checkpoint
 from qexp.lit.losses import distillation_loss
 from qexp.lit.schedules import constant
 from qexp.lit.step import classification_step
@@ -125,6 +128,17 @@ def test_statistics_are_the_means_over_the_batches(count):
     torch.testing.assert_close(network[1].running_mean, torch.stack([y.mean(0) for y in outputs]).mean(0))
     torch.testing.assert_close(network[1].running_var, torch.stack([y.var(0) for y in outputs]).mean(0))
     assert network.training and network[2].training and network[1].momentum == 0.1
+
+
+def test_the_statistics_of_a_run_are_measured_with_its_last_weights_and_saved(small_run, tmp_path):
+    network, _ = small_run.train(tmp_path, epochs=2, batch_norm_batches=5)
+    batches = itertools.islice(Digits().train_batches(128, 0, "cpu"), 5)  # the first ones of the first epoch
+    with torch.no_grad():
+        outputs = [network[0](images) for images, _ in batches]
+    state = network_state(read_checkpoint(tmp_path / "last.ckpt"))
+    for name, measure in (("running_mean", torch.mean), ("running_var", torch.var)):
+        expected = torch.stack([measure(y, (0, 2, 3)) for y in outputs]).mean(0)
+        torch.testing.assert_close(state[f"1.{name}"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reestimation_is_saved_and_evaluates_the_same(tmp_path, capsys):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 from qexp.build import build
-from qexp.jobs.composition import config_dir, loader
+from qexp.config import parse
+from qexp.jobs import composition
+from qexp.paths import config_dir
 from qexp.report.headers import read_header
 
 NAMES = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
@@ -14,9 +16,10 @@ IMAGES = {"cifar10": (3, 32, 32), "svhn": (3, 40, 40), "imagenet": (3, 224, 224)
 IMAGES |= {"mnist": (1, 28, 28), "voc_segmentation": (3, 65, 65), "voc_detection": (3, 320, 320), "ptb": (20,)}
 
 
-def compose(*overrides: str) -> tuple[dict, str]:
-    config = loader().load_configuration("train", list(overrides), run_mode=RunMode.RUN)
-    return OmegaConf.to_container(config.model), str(config.hydra.runtime.choices.dataset)
+def compose(*overrides: str) -> tuple[dict[str, Any], str]:
+    """Return the checked model's node and the name of its data set."""
+    config = parse(composition.compose("train", overrides))
+    return dict(config.model), config.names["dataset"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,9 +43,11 @@ def test_gradients_are_the_printed_ones(bits, signed, rounding, dtype, off):
         assert s.grad.item() == pytest.approx(expected[2], rel=off, abs=off)
 
 
-def test_the_fused_gradient_is_the_composed_one_for_whole_tensors():
-    generator = torch.Generator().manual_seed(0)
-    x, upstream = torch.randn(2, 64, 8, 5, 5, generator=generator)
+@pytest.mark.parametrize("of_x", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_fused_gradient_is_the_composed_one_for_whole_tensors(of_x, of_gradient):
+    x, upstream = torch.randn(2, 64, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    x, upstream = x.contiguous(memory_format=of_x), upstream.contiguous(memory_format=of_gradient)
     for shape in ((), (8, 1, 1), (8, 5, 5)):
         found = []
         for rounding in (ste, lambda u: u + (torch.round(u) - u).detach()):

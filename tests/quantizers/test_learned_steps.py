@@ -108,6 +108,19 @@ def test_lsq_plus_starts_near_the_best_of_all_ranges_whatever_the_signs(kind, bi
     assert float((quantizer(x) - x).detach().square().mean()) <= 1.03 * best
 
 
+def test_lsq_plus_starts_many_values_from_a_fair_part_of_them():
+    """More than the search looks at, most of the first ones close to 0: in any order the start is the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100_000, generator=generator)
+    x[:70_000] *= 1e-3
+    starts = []
+    for shown in (x, x[torch.randperm(100_000, generator=generator)]):
+        quantizer = LSQPlusActivation(3, Site("x", "input", (100_000,), signed=True))
+        quantizer.calibrate(shown.unsqueeze(0))
+        starts.append([quantizer.step.item(), quantizer.offset.item()])
+    assert starts[0] == pytest.approx(starts[1], rel=0.05) and starts[0][0] > 0.1
+
+
 def test_lsq_plus_starts_from_values_that_are_all_alike():
     for value in (3.0, -3.0):
         quantizer = LSQPlusActivation(4, SIGNED)

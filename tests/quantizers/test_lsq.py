@@ -32,6 +32,12 @@ def test_start_and_gradient_scale_are_the_papers(bits):
         assert quantizer.scale_for(values) == pytest.approx(1 / math.sqrt(features * largest))
 
 
+@pytest.mark.parametrize(("scope", "features"), [("layer", 100), ("channel", 25), ("element", 1)])
+def test_an_inputs_gradient_scale_counts_the_features_of_a_sample_that_share_a_step(scope, features):
+    quantizer = LSQ(4, INPUT, scope=scope)
+    assert quantizer.scale_for(torch.ones(10, 4, 5, 5)) == pytest.approx(1 / math.sqrt(features * 15))
+
+
 def test_the_steps_gradient_is_scaled():
     w, upstream = weights(), torch.rand(WEIGHT.shape, generator=torch.Generator().manual_seed(1))
     found = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from qexp.errors import ConfigError
 from qexp.ops.aciq import gauss_clip, laplace_clip
 from qexp.quantizers.aciq import ACIQWeight, allocated_bits
+from qexp.quantizers.adaround import AdaRoundWeight
 from qexp.quantizers.base import Observed, Site
 from qexp.quantizers.omse import OMSEWeight
 from qexp.quantizers.pwlq import PWLQActivation, PWLQWeight
@@ -34,16 +37,25 @@ def total(quantizer, x: Tensor) -> float:
     return float(error(quantizer, x).mean())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_omse_is_the_best_of_all_scales(bits):
+def parts(x: Tensor, scope: str) -> Tensor:
+    """Rows that have one range each."""
+    return x if scope == "channel" else x.reshape(1, -1)
+
+
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+@pytest.mark.parametrize(
+    ("method", "bits"), [(OMSEWeight, 2), (OMSEWeight, 3), (OMSEWeight, 4), (AdaRoundWeight, 3)]
+)
+def test_the_scale_is_the_best_of_all(method, bits, scope):
     x = weights()
-    found = error(OMSEWeight(bits, site(x)), x)
+    quantizer = method(bits, site(x), scope=scope)
+    quantizer.fit_weights(x)
     half = 2 ** (bits - 1)
-    for row, least in zip(x, found, strict=True):
-        steps = torch.linspace(0.01, 1.3, 2000).reshape(-1, 1) * row.abs().max() / (half - 1)
+    for row, y in zip(parts(x, scope), parts(quantizer(x), scope), strict=True):
+        steps = torch.linspace(0.01, 1.3, 1000).reshape(-1, 1) * row.abs().max() / (half - 1)
         brute = ((row / steps).round().clamp(-half, half - 1) * steps - row).square().mean(1).min()
-        assert float(least) <= float(brute) * 1.0005
-    assert (found <= error(UniformWeight(bits, site(x), range="mse"), x) * 1.0005).all()
+        assert float((y - row).square().mean()) <= float(brute) * 1.0005
+    assert total(quantizer, x) <= total(UniformWeight(bits, site(x), range="mse", scope=scope), x) * 1.0005
 
 
 @pytest.mark.parametrize("scope", ["channel", "layer"])
@@ -84,26 +96,50 @@ def test_omse_per_layer_has_one_scale():
     assert quantizer.step.shape == () and quantizer.step > 0
 
 
-@pytest.mark.parametrize("grid", ["full", "restricted", "asymmetric"])
-def test_clipping_by_squared_error_is_never_worse_and_a_percentile_cuts_its_share(grid):
+GRIDS = {  # of 4 bits over a range: the step, the lowest and the highest integer, and where 0 of them lies
+    "full": lambda low, high: (2 * max(-low, high) / 15, -8, 7, 0.0),
+    "restricted": lambda low, high: (max(-low, high) / 7, -7, 7, 0.0),
+    "asymmetric": lambda low, high: ((high - low) / 15, 0, 15, low),
+}
+
+
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_clipping_by_squared_error_is_the_best_of_many_clips(grid, scope):
     x = weights()
     x[2, 0] = 1.0  # an outlier at ten deviations
-    plain, clipped = (error(UniformWeight(4, site(x), grid=grid, range=kind), x) for kind in ("minmax", "mse"))
-    assert (clipped <= plain).all() and clipped[2] < 0.9 * plain[2]
-    quantizer = UniformWeight(4, site(x), grid=grid, range="percentile", gamma=0.05)
+    quantizer = UniformWeight(4, site(x), grid=grid, range="mse", scope=scope)
     quantizer.fit_weights(x)
-    outside = ((x < quantizer.low) | (x > quantizer.high)).float().mean(1)
-    assert outside.tolist() == pytest.approx([0.1] * len(x), abs=1 / 200)
+    for row, y in zip(parts(x, scope), parts(quantizer(x), scope), strict=True):
+        errors = []
+        for share in torch.linspace(1, 0.2, 201).tolist():
+            step, lowest, highest, offset = GRIDS[grid](float(row.min()) * share, float(row.max()) * share)
+            rounded = ((row - offset) / step).round().clamp(lowest, highest) * step + offset
+            errors.append(float((rounded - row).square().mean()))
+        assert float((y - row).square().mean()) <= 1.01 * min(errors)
+        if row.equal(x[2]):
+            assert min(errors) < 0.9 * errors[0]
 
 
-@pytest.mark.parametrize(("clip", "level"), [("laplace", laplace_clip), ("gauss", gauss_clip)])
-def test_aciq_clips_about_the_mean(clip, level):
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+def test_a_percentile_cuts_its_share_at_either_end(scope):
     x = weights()
-    quantizer = ACIQWeight(4, site(x), clip=clip, allocate=False)
+    quantizer = UniformWeight(4, site(x), range="percentile", gamma=0.05, scope=scope)
     quantizer.fit_weights(x)
-    mean = x.mean(1, keepdim=True)
-    scale = (x - mean).abs().mean(1, keepdim=True) if clip == "laplace" else x.std(1, correction=0, keepdim=True)
-    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    below, above = (parts(out.float(), scope).mean(1) for out in (x < quantizer.low, x > quantizer.high))
+    assert below.tolist() == above.tolist() == pytest.approx([0.05] * len(below))
+
+
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+@pytest.mark.parametrize(("clip", "level"), [("laplace", laplace_clip), ("gauss", gauss_clip)])
+def test_aciq_clips_about_the_mean(clip, level, scope):
+    x = weights()
+    quantizer = ACIQWeight(4, site(x), clip=clip, allocate=False, scope=scope)
+    quantizer.fit_weights(x)
+    over = {"dim": 1, "keepdim": True} if scope == "channel" else {}
+    mean = x.mean(**over)
+    scale = (x - mean).abs().mean(**over) if clip == "laplace" else x.std(correction=0, **over)
+    low, high = x.amin(**over), x.amax(**over)
     torch.testing.assert_close(quantizer.high, torch.minimum(mean + level(4) * scale, high))
     torch.testing.assert_close(quantizer.low, torch.maximum(mean - level(4) * scale, low))
 
@@ -210,6 +246,22 @@ def test_activations_follow_what_was_seen(signed):
     for quantizer in (uniform, piecewise):
         quantizer.fit_activations(seen)
     assert (piecewise(x) - x).square().mean() < (uniform(x) - x).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("search", "printed"),
+    [
+        ("gauss_fit", lambda m: math.log(0.8614 * m + 0.6079)),
+        ("laplace_fit", lambda m: 0.8030 * math.sqrt(m) - 0.3167),
+    ],
+)
+def test_an_inputs_breakpoint_is_the_printed_one_of_its_spread_about_zero(search, printed):
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)) + 0.7
+    quantizer = PWLQActivation(4, Site("fc.input", "input", (8,), signed=True), search=search)
+    quantizer.fit_activations(Observed(x.min(), x.max(), x.mean(), x.std()))
+    deviation = float(x.square().mean().sqrt())
+    expected = deviation * printed(float(x.abs().max()) / deviation)
+    assert float(quantizer.fitted()["p1"]) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,15 @@ def test_the_scale_is_the_best_one(scope: str) -> None:
             assert (real - factor * binary).square().sum() > error
 
 
-def test_the_gradient_is_the_papers() -> None:
+@pytest.mark.parametrize("scope", ["channel", "layer"])
+def test_the_gradient_is_the_papers(scope: str) -> None:
     weight = torch.randn(SITE.shape).mul(1.5).requires_grad_()
     upstream = torch.randn(SITE.shape)
-    XNORWeight(1, SITE)(weight).backward(upstream)
+    XNORWeight(1, SITE, scope=scope)(weight).backward(upstream)
     plain = weight.detach().double()
-    scale = plain.abs().mean(dim=(1, 2, 3), keepdim=True)
-    expected = upstream.double() * (1 / 12 + scale * (plain.abs() <= 1))
+    axes, count = ((1, 2, 3), 12) if scope == "channel" else ((0, 1, 2, 3), 48)
+    scale = plain.abs().mean(dim=axes, keepdim=True)
+    expected = upstream.double() * (1 / count + scale * (plain.abs() <= 1))
     torch.testing.assert_close(weight.grad.double(), expected, rtol=1e-5, atol=1e-6)
 
 

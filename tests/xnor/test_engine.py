@@ -85,6 +85,12 @@ def pixel_classes() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1))
 
 
+def spread(layer: nn.Module) -> nn.Module:
+    """Give a layer weights on every level of a grid from -1 to 1; as they start, many are 0 on a coarse one."""
+    nn.init.normal_(layer.weight, std=0.5)
+    return layer
+
+
 def batches(shape=(1, 8, 8), count: int = 40):
     images = torch.randint(256, (count, *shape)) / 127.5 - 1
     return [(images, torch.zeros(count))]
@@ -99,20 +105,23 @@ def batches(shape=(1, 8, 8), count: int = 40):
         (LinearWeight, 2, LinearActivation, 2, True),
         (LinearWeight, 1, LinearActivation, 8, True),
         (DoReFaWeight, 3, DoReFaActivation, 2, False),
+        (LinearWeight, 2, LSQPlusActivation, 3, True),  # whose offset counts on the image alone
     ],
 )
 @pytest.mark.parametrize("padding", [0, 1, "same"])
 def test_a_layer_on_bits_is_the_fake_quantized_one(weight, bits, activation, input_bits, signed, padding, product):
-    layer = nn.Conv2d(5, 7, 3, padding=padding)
+    layer = spread(nn.Conv2d(5, 7, 3, padding=padding))
     x = torch.randn(2, 5, 6, 7)
     weights = weight(bits, Site("l", "weight", tuple(layer.weight.shape)))
     inputs = activation(input_bits, Site("l", "input", (5, 6, 7), signed=signed))
+    inputs.calibrate(x)
     fake = QuantConv2d(layer, weights, inputs).eval()
     packed = IntegerLayer("l", fake, grid_of(inputs.codes(x).codebook), product)
     packed.mode = "prove"
     with torch.no_grad():
-        torch.testing.assert_close(packed(x), fake(x))
-    assert (packed.different, packed.compared) == (0, packed(x).numel())
+        y = packed(x)
+        torch.testing.assert_close(y, fake(x))
+    assert (packed.different, packed.compared) == (0, y.numel())
 
 
 @given(
@@ -125,7 +134,7 @@ def test_a_layer_on_bits_is_the_fake_quantized_one(weight, bits, activation, inp
 def test_a_convolution_of_any_bits_and_geometry(
     product, bits, input_bits, activation, images, inputs, outputs, height, width, kh, kw, stride, pad, dilation
 ) -> None:
-    layer = nn.Conv2d(inputs, outputs, (kh, kw), stride, pad, dilation)
+    layer = spread(nn.Conv2d(inputs, outputs, (kh, kw), stride, pad, dilation))
     x = torch.randn(images, inputs, height, width)
     weights = LinearWeight(bits, Site("l", "weight", tuple(layer.weight.shape)))
     signed = activation is LinearActivation
@@ -281,7 +290,7 @@ def test_a_layer_that_is_not_the_real_networks_breaks_the_proof(wrong: str, prod
 )
 @settings(deadline=None, max_examples=20)
 def test_the_float_layer_is_within_its_rounding(product, bits, input_bits, fan_in, step, offset, biased) -> None:
-    layer = nn.Linear(fan_in, 5, bias=biased)
+    layer = spread(nn.Linear(fan_in, 5, bias=biased))
     inputs = LSQPlusActivation(input_bits, Site("l.input", "input", (fan_in,), signed=True))
     inputs.step.data.fill_(step)
     inputs.offset.data.fill_(offset)
@@ -393,14 +402,20 @@ def test_bits_beyond_the_accumulators_are_refused(product: TorchProduct) -> None
         IntegerLayer("l", fake, grid_of(torch.arange(256.0)), product)
 
 
-def test_a_packed_checkpoint_has_one_bit_a_weight_and_evaluates_to_the_same(tmp_path: Path, product) -> None:
-    fake, file = mlp(), tmp_path / "packed.safetensors"
+@pytest.mark.parametrize(
+    ("weight", "bits"), [(BinaryWeight, 1), (XNORWeight, 1), (TernaryWeight, 2), (LinearWeight, 2)]
+)
+def test_a_packed_checkpoint_has_as_many_bits_a_weight_and_evaluates_to_the_same(
+    weight, bits: int, tmp_path: Path, product
+) -> None:
+    how = {"method": Method("t", weight, BinaryActivation), "bits": (bits, 1), "first": (bits, 8)}
+    fake, file = mlp(**how), tmp_path / "packed.safetensors"
     engine = make_engine(fake, product)
     sizes = save_packed(file, fake, engine.layers)
     weights = 64 * 70 + 70 * 100 + 100 * 10
-    assert (sizes.float_weights, sizes.packed_weights) == (4 * weights, weights // 8)
+    assert (sizes.float_weights, sizes.packed_weights) == (4 * weights, bits * weights // 8)
     assert sizes.file == file.stat().st_size
-    again = mlp()
+    again = mlp(**how)
     packed = load_packed(file)
     take_over(again, packed, file)
     loaded = make_engine(again, product, packed.weights)
