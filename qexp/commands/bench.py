@@ -166,6 +166,7 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterat
 def _training(arguments: argparse.Namespace, topics: list[str], say: Callable[[str], None]) -> Iterator[Measure]:
     from qexp.benchmarks import training
     from qexp.lit import cpu
+    from qexp.lit.evaluate import tensor_float32
     from qexp.lit.trainer import silence
 
     cpu.prepare(arguments.threads)
@@ -173,7 +174,7 @@ def _training(arguments: argparse.Namespace, topics: list[str], say: Callable[[s
     work = {"step": training.step, "data": training.data, "memory": training.memory}
     for topic in topics:
         for contest in found:
-            with silence():
+            with silence(), tensor_float32(False):  # as a run of `trainer.precision=float32`
                 measures = work[topic](contest)
             yield from measures
 
