@@ -11,7 +11,7 @@ from qexp.commands.network import refuse_text
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError, TrainingError
-from qexp.lit.evaluate import evaluate
+from qexp.lit.evaluate import batches_of, evaluate
 from qexp.xnor.checkpoint import Sizes, load_packed, save_packed, take_over
 from qexp.xnor.engine import Engine, Proof, make_engine, products, prove
 
@@ -46,11 +46,7 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
 
 
 def _require_proof(engine: Engine, network: nn.Module | None, source: DataSource, split: str) -> None:
-    make = source.test_batches if split == "test" else source.validation_batches
-    batches = make(None, "cpu", channels_last=False)
-    if batches is None:
-        raise ConfigError("eval.split=validation: the data set keeps none; set dataset.validation above 0.")
-    proof = prove(engine, network, batches)
+    proof = prove(engine, network, batches_of(source, split, "cpu", channels_last=False))
     print("\n".join(proof_lines(engine, proof)))
     if not proof.holds:
         where = ", ".join(proof.broken) or "the scores"

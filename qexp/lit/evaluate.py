@@ -81,14 +81,24 @@ def evaluate(network: nn.Module, source: DataSource, config: Config, split: str 
         ConfigError: the data set has no validation split.
     """
     device, channels_last = move(network, source, config)
-    if split == "test":
-        batches: Batches | None = source.test_batches(None, device, channels_last=channels_last)
-    else:
-        batches = source.validation_batches(None, device, channels_last=channels_last)
-    if batches is None:
-        raise ConfigError("split=validation: the data set keeps none; set dataset.validation to a share above 0.")
+    batches = batches_of(source, split, device, channels_last=channels_last)
     prefix = "test" if split == "test" else "val"
     return {f"{prefix}_{name}": value for name, value in measured(network, batches, device, source).items()}
+
+
+def batches_of(source: DataSource, split: str, device: torch.device | str, *, channels_last: bool) -> Batches:
+    """Return the batches of `test` or `validation`.
+
+    Raises:
+        ConfigError: the data set has no validation split.
+    """
+    make = source.test_batches if split == "test" else source.validation_batches
+    batches = make(None, device, channels_last=channels_last)
+    if batches is None:
+        raise ConfigError(
+            "eval.split=validation: the data set keeps none; set dataset.validation to a share above 0."
+        )
+    return batches
 
 
 def measured(network: nn.Module, batches: Batches, device: torch.device, source: DataSource) -> dict[str, float]:

@@ -55,8 +55,8 @@ def fit(
         OutputError: the disk is full.
     """
     cpu.prepare(config.trainer.threads)
-    device, channels_last = device_of(config), channels_come_last(source, config)
-    batches = _train_batches(source, config, device, channels_last)
+    device = device_of(config)
+    batches = _train_batches(source, config, device)
     total_steps = len(batches) * config.epochs
     checkpoint = read_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
     if checkpoint is None:
@@ -66,13 +66,13 @@ def fit(
     else:
         check_fits(network, checkpoint, run.checkpoint)
     compiled = _compiled(config, network, total_steps, device, checkpoint)
-    module = _task(network, config, total_steps, compiled, teacher, channels_last)
+    module = _task(network, config, total_steps, compiled, teacher, channels_come_last(source, config))
     step = int(checkpoint["global_step"]) if checkpoint else -1
     if world.rank() == 0:
         run.metrics.truncate(step)
     with StopRequest() as request, silence(), tensor_float32(config.trainer.precision == "tf32"):
         writer = _writer(config, run, request, compiled)
-        callbacks = [*_observers(source, config, device, channels_last, run), writer]
+        callbacks = [*_observers(source, config, device, run), writer]
         trainer = make_trainer(config, device, callbacks, make_loggers(config, run, step))
         loader = EpochBatches(batches)
         loader.trainer = trainer
@@ -135,29 +135,27 @@ def _writer(config: Config, run: RunDirectory, request: StopRequest, compiled: b
     )
 
 
-def _observers(
-    source: DataSource, config: Config, device: torch.device, channels_last: bool, run: RunDirectory
-) -> list[pl.Callback]:
+def _observers(source: DataSource, config: Config, device: torch.device, run: RunDirectory) -> list[pl.Callback]:
     """Those that look and write, in the order in which they have to be asked."""
     alphas = AlphaLog()
     watchdog = Watchdog(config.trainer.watchdog, alphas, run.add_warning)
-    sources: list[Source] = [*_sources(source, device, channels_last), alphas, watchdog]
+    sources: list[Source] = [*_sources(source, config, device), alphas, watchdog]
     recorder = Recorder(run.metrics, sources, at_start=[alphas, watchdog])
     observers: list[pl.Callback] = [alphas, watchdog, recorder]
     if config.batch_norm_batches is not None:
-        batches = _train_batches(source, config, device, channels_last)
+        batches = _train_batches(source, config, device)
         observers.insert(0, Reestimation(batches, config.batch_norm_batches))
     return [*observers, ProgressLines(recorder)] if config.trainer.progress else observers
 
 
-def _train_batches(source: DataSource, config: Config, device: torch.device, channels_last: bool) -> Batches:
+def _train_batches(source: DataSource, config: Config, device: torch.device) -> Batches:
     return source.train_batches(
         config.batch_size,
         config.seed,
         device,
         rank=world.rank(),
         world_size=world.size(),
-        channels_last=channels_last,
+        channels_last=channels_come_last(source, config),
     )
 
 
@@ -204,9 +202,13 @@ def _module(
     return module
 
 
-def _sources(source: DataSource, device: torch.device, channels_last: bool) -> list[Source]:
+def _sources(source: DataSource, config: Config, device: torch.device) -> list[Source]:
     validation = source.validation_batches(
-        None, device, rank=world.rank(), world_size=world.size(), channels_last=channels_last
+        None,
+        device,
+        rank=world.rank(),
+        world_size=world.size(),
+        channels_last=channels_come_last(source, config),
     )
     if validation is None:
         return []

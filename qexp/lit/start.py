@@ -68,5 +68,5 @@ def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> boo
 
 def held_by_quantizers(network: nn.Module, names: Iterable[str]) -> list[str]:
     """Return those of `names`, of tensors of `network`, that its quantizers hold."""
-    found = [f"{name}." for name, module in network.named_modules() if isinstance(module, Quantizer)]
-    return [name for name in names if name.startswith(tuple(found))]
+    found = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, Quantizer))
+    return [name for name in names if name.startswith(found)]

@@ -6,15 +6,13 @@ equation numbers are given.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from qexp.ops.clip import clip_codes, clip_round, clipped_share
 from qexp.ops.codes import Codes
 from qexp.ops.rounding import ste
-from qexp.quantizers.base import Quantizer, Rounding, Site, clip_steps, grid_steps
+from qexp.quantizers.base import Quantizer, Rounding, Site
+from qexp.quantizers.clip import FixedClip
 
 
 def dorefa_weight(weight: Tensor, bits: int, rounding: Rounding = ste) -> Tensor:
@@ -64,28 +62,11 @@ class DoReFaWeight(Quantizer):
         return Codes(torch.round(_unit(x) * steps).int(), odd / steps)
 
 
-class DoReFaActivation(Quantizer):
+class DoReFaActivation(FixedClip):
     """The activation quantizer of DoReFa: clip to [0, 1] (signed sites: [-1, 1], ours), then round.
 
     At 32 bits it clips and does not round, as the authors' code does before a last layer left in float.
     """
 
-    acts_at_32: ClassVar[bool] = True
-    level: Tensor
-
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
-        super().__init__(bits, site, rounding)
-        self.steps = clip_steps(bits, site)
-        self.register_buffer("level", torch.tensor(1.0), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` clipped and rounded, in x's dtype."""
-        return clip_round(x, self.level, self.steps, self.rounding, self.site.signed)
-
-    def codes(self, x: Tensor) -> Codes:
-        """Return which of the levels each element takes."""
-        return clip_codes(x, self.level, grid_steps(self.require_grid(), self.site), self.site.signed)
-
-    def clipped(self, x: Tensor) -> Tensor:
-        """Return the share of elements at or beyond 1."""
-        return clipped_share(x, self.level, self.site.signed)
+        super().__init__(bits, site, rounding, level=1.0)
