@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def write_summary(
         figure: matplotlib's, or None.
     """
     final = {name: value for name, value in metrics.items() if name.startswith(("test_", "val_"))}
+    _wait_for_a_later_name(directory)
     writer = SummaryWriter(log_dir=str(directory))
     try:
         for name, value in final.items():
@@ -37,6 +39,17 @@ def write_summary(
             file_writer.add_summary(summary)
     finally:
         writer.close()
+
+
+def _wait_for_a_later_name(directory: Path) -> None:
+    """Return, after a second at most, when a new event file sorts behind those in `directory`.
+
+    Its name begins with the second and ends with a count, and TensorBoard reads in the order of names as text:
+    within a second the file with the count 10 comes before the one with 9, whose start then purges what was read.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")]
+    while seconds and int(time.time()) == max(seconds):
+        time.sleep(0.02)
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float]:

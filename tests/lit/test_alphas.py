@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from qexp.files import MetricsFile
 from qexp.lit.alphas import look, numbers
@@ -75,6 +76,24 @@ def test_tensorboards_own_reader_finds_everything(small_run, tmp_path):
     assert hparams.plugin_name == "hparams"
     assert b"optimizer.lr" in hparams.content
     assert [path.is_dir() for path in (tmp_path / "tensorboard").iterdir()].count(True) == 0
+
+
+def test_the_summary_is_read_after_the_tenth_event_file_of_a_process(small_run, tmp_path, monkeypatch):
+    """TensorBoard sorts names as text: within a second a file with the count 10 comes before the one with 9."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    while time.time() % 1 > 0.2:  # the second has to be young enough for both files
+        time.sleep(0.01)
+    training = SummaryWriter(log_dir=str(tmp_path), purge_step=0)  # as the logger begins
+    for step in (1, 2):
+        training.add_scalar("train_loss", 0.25, step)
+    training.close()
+    write_summary(tmp_path, small_run.config(epochs=1), {"test_accuracy": 0.5}, 2, None)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train_loss")] == [0.25, 0.25]
+    assert [event.value for event in events.Scalars("test_accuracy")] == [0.5]
 
 
 def test_a_resumed_runs_events_are_not_doubled(small_run, tmp_path):
