@@ -87,7 +87,7 @@ def sgd(
     settings = _settings(groups, lr, weight_decay, decay)
     _refuse(not 0.0 <= momentum < 1.0, f"optimizer.momentum={momentum}: 0 or more, and below 1.")
     _refuse(nesterov and momentum == 0.0, "optimizer.nesterov=true: it needs optimizer.momentum above 0.")
-    return torch.optim.SGD(settings, lr=lr, momentum=momentum, nesterov=nesterov)
+    return torch.optim.SGD(settings, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(groups))
 
 
 def adam(
@@ -103,7 +103,7 @@ def adam(
     """Adam (Kingma and Ba 2015); `weight_decay` is the coupled L2 penalty, not AdamW's."""
     settings = _settings(by_fan(groups, update_scale), lr, weight_decay, decay)
     _refuse(not eps >= 0.0, f"optimizer.eps={eps}: 0 or more.")
-    return torch.optim.Adam(settings, lr=lr, betas=_two(betas), eps=eps)
+    return torch.optim.Adam(settings, lr=lr, betas=_two(betas), eps=eps, fused=_can_fuse(groups))
 
 
 def adamax(
@@ -184,6 +184,11 @@ def _settings(groups: Sequence[Group], lr: float, weight_decay: float, decay: De
         }
         for group in groups
     ]
+
+
+def _can_fuse(groups: Sequence[Group]) -> bool:
+    """Whether torch can update these parameters in one pass over memory, not one for each operation."""
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
 
 
 def _two(betas: Sequence[float]) -> tuple[float, float]:

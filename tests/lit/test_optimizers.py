@@ -83,6 +83,28 @@ def test_adamax_is_its_algorithm():
         torch.testing.assert_close(weight.detach().double(), at, rtol=1e-6, atol=1e-6)
 
 
+def test_adam_is_its_algorithm():
+    weight = nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
+    groups = [optimizers.Group("weights", (weight,))]
+    optimizer = optimizers.adam(groups, lr=0.1, betas=(0.5, 0.75), eps=0.01, weight_decay=0.25)
+    at, first, second = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+    for step in (1, 2, 3, 4):
+        weight.grad = torch.randn_like(weight)
+        gradient = weight.grad + 0.25 * at
+        optimizer.step()
+        first = 0.5 * first + 0.5 * gradient
+        second = 0.75 * second + 0.25 * gradient**2
+        at = at - 0.1 * first / (1 - 0.5**step) / ((second / (1 - 0.75**step)).sqrt() + 0.01)
+        torch.testing.assert_close(weight.detach(), at)
+
+
+@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", False)])
+def test_parameters_are_updated_in_one_pass_where_torch_can(make, device, fused):
+    groups = [optimizers.Group("weights", (nn.Parameter(torch.ones(2, device=device)),))]
+    assert make(groups, lr=0.1).defaults["fused"] is fused
+
+
 def test_frozen_parameters_are_left_out():
     net = network()
     net[0].weight.requires_grad_(False)
