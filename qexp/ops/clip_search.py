@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qexp.ops.clip import clip_round
+from qexp.ops.steps import scoped_axes, scoped_mean
 from qexp.ops.uniform import Kind, make_grid, spread_axes
 
 CANDIDATES = 80
@@ -48,6 +50,35 @@ def squared_error_range(x: Tensor, kind: Kind, bits: int, low: Tensor, high: Ten
         better = found < least
         best, least = torch.where(better, share, best), torch.where(better, found, least)
     return low * best, high * best
+
+
+def squared_error_level(x: Tensor, level: Tensor, steps: int | None, signed: bool) -> Tensor:
+    """Return the clip level of the least squared error, for each value of `level` its own; 0 for zeros alone.
+
+    Tried are levels from the largest |x| to a fiftieth of it, in even ratios, then levels between the best one and
+    its neighbours.
+
+    Args:
+        x: (N, ...), not below 0 unless `signed`.
+        level: broadcasts against x; its shape alone counts.
+        steps: grid steps between 0 and the level; None: nothing is rounded, and the largest |x| is the best level.
+        signed: the range is [-level, level] instead of [0, level].
+    """
+    axes = scoped_axes(x, level)
+    largest = (x.abs().amax(axes) if axes else x.abs()).reshape(level.shape)
+    if steps is None:
+        return largest
+    best, least = largest, torch.full_like(largest, torch.inf)
+    half = CANDIDATES // 2
+    ratio = 50 ** (1 / half)
+    coarse = [largest / ratio**index for index in range(half + 1)]
+    for fine in (False, True):
+        tried = [best * ratio ** (index / half) for index in range(-half, half + 1)] if fine else coarse
+        for each in tried:
+            rounded = clip_round(x, torch.where(each > 0, each, 1.0), steps, signed=signed)
+            error = scoped_mean((rounded - x).square(), level)
+            best, least = torch.where(error < least, each, best), torch.minimum(error, least)
+    return best
 
 
 def least_squares_step(x: Tensor, lowest: int, highest: int, channels: bool) -> Tensor:

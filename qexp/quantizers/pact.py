@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qexp.errors import ConfigError
 from qexp.ops.clip import clip_codes, clip_round, clipped_share
+from qexp.ops.clip_search import squared_error_level
 from qexp.ops.codes import Codes
 from qexp.ops.numbers import is_positive
 from qexp.ops.rounding import ste
@@ -35,16 +36,26 @@ def pact(x: Tensor, alpha: Tensor, bits: int, rounding: Rounding = ste) -> Tenso
     return clip_round(x, alpha, None if bits == 32 else 2**bits - 1, rounding)
 
 
+ALPHA = 10.0
+"""Where alpha starts in the paper's figure 2."""
+
+SEARCHED = 2**20
+"""Of how many values, about, `alpha=mse` seeks the best clip level."""
+
+
 class PACT(Quantizer):
     """The activation quantizer of PACT; the learned tensor is `alpha`.
 
     Args:
-        alpha: start value of every alpha, above 0 (the paper's figure 2 starts at 10).
+        alpha: start value of every alpha, above 0 (the paper's figure 2 starts at 10), or `mse`: the clip level of
+            the least squared error on the first batch, at 32 bits its largest value (ours). A trained network's
+            activations may be far smaller than 10, and a short fine-tuning hardly moves alpha.
         scope: one alpha per `layer` (the paper's choice), `channel`, `element` (of one sample), or one for the
             whole `network`.
 
     Raises:
-        ConfigError: alpha not above 0; a scope that needs a shape where none is known; a signed site at 1 bit.
+        ConfigError: alpha not above 0; a scope that needs a shape where none is known; a signed site at 1 bit;
+            from `calibrate`, a first batch that is not finite.
     """
 
     soft_version: ClassVar[int] = 2  # since alpha's gradient is 1, not the slope of a soft rounding's end
@@ -56,17 +67,20 @@ class PACT(Quantizer):
         site: Site,
         rounding: Rounding = ste,
         *,
-        alpha: float = 10.0,
+        alpha: float | Literal["mse"] = ALPHA,
         scope: Literal["layer", "channel", "element", "network"] = "layer",
     ) -> None:
         super().__init__(bits, site, rounding)
-        if not is_positive(alpha):
+        self.from_data = alpha == "mse"
+        start = ALPHA if alpha == "mse" else alpha
+        if not is_positive(start):
             raise ConfigError(
-                f"alpha={alpha} does not fit: the clip level starts at a number above 0 (the paper's 10)."
+                f"alpha={alpha} does not fit: the clip level starts at a number above 0 (the paper's 10), or"
+                " at mse, where the first batch has its least error."
             )
         self.steps = clip_steps(bits, site)
         self.scope = scope
-        self.alpha = nn.Parameter(torch.full(scope_shape(scope, site), float(alpha)))
+        self.alpha = nn.Parameter(torch.full(scope_shape(scope, site), float(start)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` clipped at alpha and rounded, in x's dtype."""
@@ -76,6 +90,24 @@ class PACT(Quantizer):
                 f"got {tuple(x.shape[1:])}; train at the size you run at, or take scope=channel."
             )
         return clip_round(x, self.alpha, self.steps, self.rounding, self.site.signed)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """With `alpha=mse` start every alpha from `x`, or from its first samples where it is large."""
+        if not self.from_data:
+            return
+        samples = max(1, SEARCHED * len(x) // x.numel())
+        x = x[:samples].float()
+        values = x if self.site.signed else x.clamp(0.0, self.site.end)
+        level = squared_error_level(values, self.alpha, self.steps, self.site.signed)
+        if not bool(level.isfinite().all()):
+            raise ConfigError(f"{self.site.name}: no finite numbers in its first batch, so alpha has no start.")
+        self.alpha.copy_(torch.where(level > 0, level, ALPHA))  # a dead channel's level says nothing
+
+    def share(self, other: Quantizer) -> None:
+        """Take over the alpha of `other`, which starts it."""
+        super().share(other)
+        self.from_data = False
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""

@@ -154,3 +154,72 @@ def test_sharing_makes_one_parameter() -> None:
     other.share(one)
     assert other.alpha is one.alpha
     assert [name for name, _ in other.named_parameters()] == ["alpha"]
+
+
+def errors_of(x: torch.Tensor, alphas: torch.Tensor, bits: int, signed: bool) -> torch.Tensor:
+    """Mean squared errors of a 1-d tensor at each clip level, in float64."""
+    steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    x, levels = x.double(), alphas.double().reshape(-1, 1)
+    lowest = -levels if signed else torch.zeros_like(levels)
+    clipped = torch.minimum(torch.maximum(x, lowest), levels)
+    return ((clipped * steps / levels).round() * levels / steps - x).square().mean(1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("power", [1, 3])
+def test_alpha_can_start_where_the_first_batch_has_its_least_error(bits, signed, power):
+    x = 0.7 * torch.randn(16, 3, 8, 8) ** power  # the third power has a long tail
+    quantizer = PACT(bits, Site("act", "input", (3, 8, 8), signed=signed), alpha="mse")
+    quantizer.calibrate(x)
+    wanted = (x if signed else x.relu()).flatten()
+    tried = torch.linspace(0.01, 1.0, 400) * wanted.abs().max()
+    found = errors_of(wanted, quantizer.alpha.detach(), bits, signed)
+    assert found <= 1.02 * errors_of(wanted, tried, bits, signed).min()
+
+
+def test_each_channels_alpha_starts_from_its_own_values():
+    x = torch.randn(8, 3, 10, 10).abs()
+    x[:, 1] *= 100.0
+    x[:, 2] = -1.0  # never above 0
+    quantizer = PACT(4, Site("act", "activation", (3, 10, 10)), alpha="mse", scope="channel")
+    quantizer.calibrate(x)
+    for channel in (0, 1):
+        alone = PACT(4, Site("act", "activation", (1, 10, 10)), alpha="mse")
+        alone.calibrate(x[:, channel : channel + 1])
+        assert quantizer.alpha[channel].item() == pytest.approx(alone.alpha.item())
+    assert quantizer.alpha[2].item() == 10.0
+
+
+def test_what_starts_alpha_is_what_the_nonlinearity_lets_through():
+    x = 10 * torch.rand(4, 3, 4, 4)
+    quantizer = PACT(4, Site("act", "activation", (3, 4, 4), end=6.0), alpha="mse")
+    quantizer.calibrate(x)
+    assert 5.5 < quantizer.alpha.item() <= 6.0
+    unrounded = PACT(32, ACTIVATION, alpha="mse")
+    unrounded.calibrate(x)
+    assert unrounded.alpha.item() == x.max()
+
+
+def test_a_number_and_a_shared_alpha_stay_as_they_are():
+    for quantizer in (PACT(4, ACTIVATION), PACT(4, ACTIVATION, alpha=3.0)):
+        before = quantizer.alpha.item()
+        quantizer.calibrate(torch.rand(2, 3, 4, 4))
+        assert quantizer.alpha.item() == before
+    first, second = (PACT(4, ACTIVATION, alpha="mse", scope="network") for _ in range(2))
+    second.share(first)
+    first.calibrate(torch.rand(2, 3, 4, 4))
+    started = first.alpha.item()
+    second.calibrate(50 * torch.rand(2, 3, 4, 4))
+    assert first.alpha.item() == second.alpha.item() == started < 1.1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_first_batch_that_is_not_finite_starts_no_alpha(value):
+    with pytest.raises(ConfigError, match="act: no finite numbers in its first batch"):
+        PACT(4, ACTIVATION, alpha="mse").calibrate(torch.full((2, 3, 4, 4), value))
+
+
+def test_alpha_starts_at_a_number_or_at_mse():
+    with pytest.raises(ConfigError, match="alpha=max does not fit"):
+        PACT(4, ACTIVATION, alpha="max")
