@@ -124,17 +124,26 @@ class MetricsFile:
             os.fsync(stream.fileno())
 
     def rows(self) -> list[tuple[int, int, str, float]]:
-        """Return the whole rows in order; a last row cut short by a crash is left out."""
+        """Return the whole rows in order; a last row cut short by a crash, and what is damaged, is left out."""
+        return [row for row in self._parsed() if row is not None]
+
+    def damaged(self) -> int:
+        """Return how many lines hold no row, though they are whole."""
+        return sum(row is None for row in self._parsed())
+
+    def _parsed(self) -> Iterator[tuple[int, int, str, float] | None]:
+        """Yield the row of each whole line behind the header, None for what is none."""
         if not self.path.is_file():
-            return []
-        found = []
+            return
         with self.path.open(encoding="utf-8", errors="replace") as stream:
             for line in stream:
-                if line.endswith("\n"):
-                    with contextlib.suppress(ValueError):
-                        epoch, step, name, value = line.rstrip("\n").split(",")
-                        found.append((int(epoch), int(step), name, float(value)))
-        return found
+                if not line.endswith("\n") or line.rstrip("\n") == ",".join(self.header):
+                    continue
+                try:
+                    epoch, step, name, value = line.rstrip("\n").split(",")
+                    yield int(epoch), int(step), name, float(value)
+                except ValueError:
+                    yield None
 
     def truncate(self, step: int) -> None:
         """Keep the rows up to optimizer step `step`, without the final `test_*`; a negative step keeps none."""

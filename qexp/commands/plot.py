@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,14 +83,27 @@ def main(argv: Sequence[str]) -> int:
         run = one_run(arguments.runs[0])
         figure, home = plots.alpha_figure(run.path), run.path
     else:
-        runs = [run for run in collect(arguments.runs) if run.config]
+        found = collect(arguments.runs)
+        _tell_damage(found)
+        runs = [run for run in found if run.config]
         if not runs:
             raise ConfigError(f"{arguments.runs[0]}: the run's config.yaml cannot be read")
+        runs = [run for run in runs if plots.has_curves(run.path)] or runs
         figure, home = plots.curves_figure(runs), runs[0].path
     target = arguments.output or RunDirectory(home).figures / f"{arguments.kind}.png"
     save(figure, target)
     print(f"wrote {target}")
     return 0
+
+
+def _tell_damage(runs: Sequence[Run]) -> None:
+    """Say on standard error what of the runs cannot be read, and is left out."""
+    for run in runs:
+        problems = [run.problem] if run.problem else []
+        if lines := RunDirectory(run.path).metrics.damaged():
+            problems.append(f"metrics.csv: {lines} line{'s' * (lines > 1)} cannot be read")
+        if problems:
+            print(f"{run.path.name}: damaged: {'; '.join(problems)}", file=sys.stderr)
 
 
 def _artefact(artefact: Artefact, arguments: argparse.Namespace) -> int:
@@ -98,6 +112,7 @@ def _artefact(artefact: Artefact, arguments: argparse.Namespace) -> int:
     if folder.suffix in SUFFIXES:
         raise ConfigError(f"--output {folder}: a folder, for {artefact.full_name} has more than one figure")
     runs = runs_of(artefact, arguments.runs)
+    _tell_damage(runs)
     for name, figure in _figures(artefact, runs, arguments.only, whole=arguments.runs is None):
         save(figure, folder / f"{name}.png")
         print(f"wrote {folder / f'{name}.png'}")
@@ -124,7 +139,9 @@ def _figures(
     wanted = runs if every else measuring(artefact.cells_of(only), runs)
     begun = [run for run in wanted if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves":
-        for name, of_network in _by_network(artefact, begun).items():
+        for name, of_network in _by_network(
+            artefact, [run for run in begun if plots.has_curves(run.path)]
+        ).items():
             yield name, plots.curves_figure(of_network)
     if artefact.figure in ("alpha", "scan"):
         for run in begun:

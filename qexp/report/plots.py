@@ -23,6 +23,7 @@ from qexp.report.style import INK, MOST_LABELS, caption, categorical, depth_bar,
 from qexp.runs import Run, read_run
 
 _WIDTH, _HEIGHT = 7.2, 4.4  # inches
+_CURVES = ("loss", "accuracy")
 _SPLITS: dict[str, tuple[Any, str]] = {
     "train": ("-", "training"),
     "val": ("--", "validation"),
@@ -85,6 +86,12 @@ def _limits(axes: Axes, lines: Sequence[Series]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def has_curves(run_path: Path) -> bool:
+    """Return whether a run has logged a loss or an accuracy."""
+    series = read_series(run_path)
+    return any(_has(series, kind) for kind in _CURVES)
+
+
 def curves_figure(runs: Sequence[Run]) -> Figure:
     """Draw loss and accuracy of several runs against the epoch: colour tells the run, line style the data.
 
@@ -95,7 +102,7 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
     """
     described = by_ends(by_origin([facts(run) for run in runs]))
     data = [read_series(run.path) for run in runs]
-    quantities = [kind for kind in ("loss", "accuracy") if any(_has(series, kind) for series in data)]
+    quantities = [kind for kind in _CURVES if any(_has(series, kind) for series in data)]
     if not quantities:
         raise ConfigError(
             f"{runs[0].path}: no loss and no accuracy in its metrics.csv; its first epoch has not ended"

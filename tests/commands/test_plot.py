@@ -75,3 +75,30 @@ def test_curves_of_a_figure_show_every_network_also_without_a_cell(
     assert [path.name for path in Path("named").iterdir()] == ["cells.png"], "of any runs those of a cell alone"
     assert plot.main(["pact/fig4", "--only", "resnet18", "--output", "some"]) == 0
     assert [path.name for path in Path("some").iterdir()] == ["cells.png"], "of some rows their own runs"
+
+
+def test_what_is_damaged_is_said_and_drawn_as_far_as_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, 0)
+    make_run(tmp_path, 1, rows="1,9,train_loss,0.5\n\x00garbage\n2,much\n2,18,train_loss,0.4\n3,27,train_lo")
+    (make_run(tmp_path, 2) / "config.yaml").write_text("{ broken")
+    (make_run(tmp_path, 3) / "result.json").write_text("{")
+    (make_run(tmp_path, 4) / "metrics.csv").write_text("garbage\n")
+    output = tmp_path / "curves.svg"
+    assert plot.main(["curves", str(tmp_path), "--output", str(output)]) == 0
+    text = capsys.readouterr().err
+    said = {line.split(":")[0][-1]: line for line in text.splitlines()}
+    assert sorted(said) == ["1", "2", "3", "4"]
+    assert said["1"].endswith(": damaged: metrics.csv: 2 lines cannot be read")
+    assert "damaged: config.yaml" in said["2"]
+    assert "damaged: result.json" in said["3"]
+    assert said["4"].endswith("metrics.csv: 1 line cannot be read")
+    named = [seed for seed in range(5) if f"seed {seed}" in output.read_text()]
+    assert named == [0, 1, 3], "of a run without a curve, no name either"
+
+
+def test_a_papers_figure_says_which_runs_are_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (make_run(tmp_path / "runs") / "config.yaml").write_text("{ broken")
+    assert plot.main(["pact/table1", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "made")]) == 0
+    assert "damaged: config.yaml" in capsys.readouterr().err
