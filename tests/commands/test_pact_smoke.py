@@ -15,8 +15,10 @@ SMALL = ["budget=smoke", "epochs=1", "logger=none", "trainer.threads=1", "traine
 RECIPES = sorted(path.stem for path in (config_dir() / "recipe" / "pact").glob("*.yaml"))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "cifar10_resnet20" else pytest.param(name, marks=pytest.mark.long) for name in RECIPES],
+)
 def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
     words = [f"recipe=pact/{name}", "quantizer=none,pact", "bits=2", "seed=0", *SMALL, f"output_dir={tmp_path}"]
     done = subprocess.run(
