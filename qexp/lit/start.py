@@ -38,7 +38,7 @@ def calibrate(network: nn.Module, batches: Batches, device: torch.device) -> boo
     Returns:
         Whether any quantizer wants it; if none does, nothing runs.
     """
-    wanting = [q for _, q in named_quantizers(network) if type(q).calibrate is not Quantizer.calibrate]
+    wanting = [q for _, q in named_quantizers(network) if q.starts_from_data]
     if not wanting:
         return False
     images, _ = next(iter(batches))

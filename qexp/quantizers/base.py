@@ -148,6 +148,11 @@ class Quantizer(nn.Module):
     def calibrate(self, x: Tensor) -> None:
         """Start the learned tensors from data, in place, before the first step. Default: keep them."""
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether `calibrate` does anything; if no quantizer's does, no data are shown before training."""
+        return type(self).calibrate is not Quantizer.calibrate
+
     def fit_weights(self, weight: Tensor) -> None:
         """Take ranges, and what else follows from the numbers, from trained weights, and keep them.
 

@@ -71,7 +71,7 @@ class PACT(Quantizer):
         scope: Literal["layer", "channel", "element", "network"] = "layer",
     ) -> None:
         super().__init__(bits, site, rounding)
-        self.from_data = alpha == "mse"
+        self._from_data = alpha == "mse"
         start = ALPHA if alpha == "mse" else alpha
         if not is_positive(start):
             raise ConfigError(
@@ -91,10 +91,15 @@ class PACT(Quantizer):
             )
         return clip_round(x, self.alpha, self.steps, self.rounding, self.site.signed)
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether `alpha` is `mse`, and its own; or a subclass starts something."""
+        return self._from_data or type(self).calibrate is not PACT.calibrate
+
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """With `alpha=mse` start every alpha from `x`, or from its first samples where it is large."""
-        if not self.from_data:
+        if not self._from_data:
             return
         samples = max(1, SEARCHED * len(x) // x.numel())
         x = x[:samples].float()
@@ -107,7 +112,7 @@ class PACT(Quantizer):
     def share(self, other: Quantizer) -> None:
         """Take over the alpha of `other`, which starts it."""
         super().share(other)
-        self.from_data = False
+        self._from_data = False
 
     def codes(self, x: Tensor) -> Codes:
         """Return which of the levels each element takes."""

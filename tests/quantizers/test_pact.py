@@ -203,11 +203,13 @@ def test_what_starts_alpha_is_what_the_nonlinearity_lets_through():
 
 def test_a_number_and_a_shared_alpha_stay_as_they_are():
     for quantizer in (PACT(4, ACTIVATION), PACT(4, ACTIVATION, alpha=3.0)):
+        assert not quantizer.starts_from_data
         before = quantizer.alpha.item()
         quantizer.calibrate(torch.rand(2, 3, 4, 4))
         assert quantizer.alpha.item() == before
     first, second = (PACT(4, ACTIVATION, alpha="mse", scope="network") for _ in range(2))
     second.share(first)
+    assert (first.starts_from_data, second.starts_from_data) == (True, False)
     first.calibrate(torch.rand(2, 3, 4, 4))
     started = first.alpha.item()
     second.calibrate(50 * torch.rand(2, 3, 4, 4))
