@@ -64,7 +64,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
     options.add_argument(
-        "--runs", type=Path, action="append", metavar="FOLDER", help="for a published table: where its runs are"
+        "--runs",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="for a published table or an experiment: where its runs are",
     )
     options.add_argument(
         "--only", default="", metavar="TEXT", help="for a published table: rows that contain this"
@@ -114,10 +118,11 @@ def _write(text: str, output: Path) -> None:
 
 
 def _measured(arguments: argparse.Namespace) -> Table:
-    for option in ("runs", "only"):
+    owners = {"runs": "a published table or an experiment", "only": "a published table"}
+    for option, owner in owners.items():
         if getattr(arguments, option):
             raise ConfigError(
-                f"--{option} belongs to a published table, such as {artefact_names()[0]}; name runs as they are"
+                f"--{option} belongs to {owner}, such as {artefact_names()[0]}; name runs as they are"
             )
     papers = {name.partition("/")[0] for name in artefact_names()}
     for name in arguments.what:
@@ -148,17 +153,19 @@ def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:
         file = config_dir() / "experiment" / f"{name}.yaml"
         if is_artefact(name) or is_there(name) or "/" not in name or not file.is_file():
             continue
-        folder = Path(DEFAULT_ROOT) / name
-        if not folder.is_dir():
-            raise ConfigError(f"{name}: nothing has been run; {_first_command(file)} makes its runs, in {folder}.")
-        arguments.what[place] = str(folder)
+        alone = len(arguments.what) == 1
+        folders = arguments.runs if alone and arguments.runs else [Path(DEFAULT_ROOT) / name]
+        if not arguments.runs and not folders[0].is_dir():
+            command = _first_command(file)
+            raise ConfigError(f"{name}: nothing has been run; {command} makes its runs, in {folders[0]}.")
         words = (yaml.safe_load(file.read_text(encoding="utf-8")).get("experiment") or {}).get("table") or ""
-        if len(arguments.what) == 1 and not any(
-            (arguments.by, arguments.across, arguments.against, arguments.also)
-        ):
-            own = parser().parse_args([*words.split(), arguments.what[0]])
+        if alone and not any((arguments.by, arguments.across, arguments.against, arguments.also)):
+            own = parser().parse_args([*words.split(), name])
             for key in ("by", "across", "against", "also"):
                 setattr(arguments, key, getattr(own, key))
+        if alone:
+            arguments.runs = None
+        arguments.what[place : place + 1] = map(str, folders)
     return arguments
 
 

@@ -93,7 +93,15 @@ def test_an_experiment_is_shown_as_its_file_says(
     with pytest.raises(ConfigError, match="--also"):
         main(["compare/cifar10_resnet20"])  # these runs have learned no step
     assert main(["compare/cifar10_resnet20", "--against", "lsq"]) == 0
-    assert "vs lsq" in capsys.readouterr().out
+    here = capsys.readouterr().out
+    assert "vs lsq" in here
+    (folder / "cifar10_resnet20").rename(tmp_path / "kept")
+    assert main(["compare/cifar10_resnet20", "--against", "lsq", "--runs", "kept"]) == 0
+    assert capsys.readouterr().out == here
+    with pytest.raises(ConfigError, match="--also"):  # its file's own options are taken then, too
+        main(["compare/cifar10_resnet20", "--runs", "kept"])
+    with pytest.raises(ConfigError, match="--runs belongs to a published table or an experiment"):
+        main(["kept", "--runs", "kept"])
 
 
 def test_the_ablation_is_shown_as_its_file_says(make_run: Make, tmp_path: Path) -> None:
