@@ -139,9 +139,8 @@ def _figures(
     wanted = runs if every else measuring(artefact.cells_of(only), runs)
     begun = [run for run in wanted if RunDirectory(run.path).metrics.rows()]
     if artefact.figure == "curves":
-        for name, of_network in _by_network(
-            artefact, [run for run in begun if plots.has_curves(run.path)]
-        ).items():
+        drawn = [run for run in begun if plots.has_curves(run.path)]
+        for name, of_network in _by_network(artefact, drawn).items():
             yield name, plots.curves_figure(of_network)
     if artefact.figure in ("alpha", "scan"):
         for run in begun:

@@ -71,13 +71,15 @@ def squared_error_level(x: Tensor, level: Tensor, steps: int | None, signed: boo
     best, least = largest, torch.full_like(largest, torch.inf)
     half = CANDIDATES // 2
     ratio = 50 ** (1 / half)
-    coarse = [largest / ratio**index for index in range(half + 1)]
-    for fine in (False, True):
-        tried = [best * ratio ** (index / half) for index in range(-half, half + 1)] if fine else coarse
-        for each in tried:
-            rounded = clip_round(x, torch.where(each > 0, each, 1.0), steps, signed=signed)
+    coarse = [ratio**-index for index in range(half + 1)]
+    fine = [ratio ** (index / half) for index in range(-half, half + 1)]
+    for factors in (coarse, fine):
+        middle = best
+        for factor in factors:
+            tried = middle * factor
+            rounded = clip_round(x, torch.where(tried > 0, tried, 1.0), steps, signed=signed)
             error = scoped_mean((rounded - x).square(), level)
-            best, least = torch.where(error < least, each, best), torch.minimum(error, least)
+            best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
     return best
 
 
