@@ -8,7 +8,7 @@ rounding's. The mean of that gradient over a cell is 1, so learning rates keep t
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,9 @@ class ASR(SoftCells):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the nearest integers, or in training with `forward=soft` the soft staircase."""
-        return self.soft(x) if self.is_soft and self.training else super().forward(x)
+        if not torch.is_grad_enabled() or not (self.is_soft and self.training):
+            return _HardArctan.apply(x, self.sharpness())
+        return self.soft(x)
 
     def soft(self, x: Tensor) -> Tensor:
         """Return the soft staircase."""
@@ -196,8 +198,37 @@ def arctan_round(x: Tensor, k: Tensor | float) -> Tensor:
     tensor([1.0000, 1.1453, 1.5000, 2.0000])
     """
     middle = torch.floor(x) + 0.5
-    full = 2 * (torch.arctan(k / 2) if isinstance(k, Tensor) else math.atan(k / 2))
-    return middle + torch.arctan(k * (x - middle)) / full
+    return middle + torch.arctan(k * (x - middle)) / _full_arctan(k)
+
+
+def _full_arctan(k: Tensor | float) -> Any:
+    return 2 * (torch.arctan(k / 2) if isinstance(k, Tensor) else math.atan(k / 2))
+
+
+class _HardArctan(torch.autograd.Function):
+    """Rounds; its gradients are those of `arctan_round`, whose value (an arctangent of every x) nobody needs."""
+
+    @staticmethod
+    def forward(x: Tensor, k: Tensor | float) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, k = inputs
+        ctx.k = None if isinstance(k, Tensor) else k
+        ctx.save_for_backward(x, *([k] if isinstance(k, Tensor) else []))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, *saved = ctx.saved_tensors
+        k = saved[0] if saved else ctx.k
+        full = _full_arctan(k)
+        r = x - torch.floor(x) - 0.5
+        scaled = gradient / (1 + (k * r).square()) / full
+        if not saved or not ctx.needs_input_grad[1]:
+            return scaled * k, None
+        of_full = torch.arctan(k * r) / (full.square() * (1 + (k / 2).square()))
+        return scaled * k, (scaled * r - gradient * of_full).sum().to(k.dtype)
 
 
 def tanh_round(x: Tensor, alpha: Tensor | float) -> Tensor:

@@ -98,6 +98,19 @@ def test_what_is_learned_gets_a_gradient_and_stays_in_range():
     assert float(ASR(mode="learned", k=4.0).sharpness().detach()) == pytest.approx(4.0)
 
 
+def test_the_gradients_are_the_staircases_to_the_last_places():
+    """In x and in a learned k, against automatic differentiation of the staircase."""
+    x = torch.linspace(-3, 3, 999, dtype=torch.float64)
+    wanted = torch.linspace(-1, 2, 999, dtype=torch.float64)
+    for k in (0.01, 1.0, 4.0, 25.0):
+        asr, found = ASR(mode="learned", k=k).double(), []
+        for form in (asr, asr.soft):
+            leaf = x.clone().requires_grad_()
+            found.append(torch.autograd.grad((form(leaf) * wanted).sum(), (leaf, asr.raw_k)))
+        for ours, automatic in zip(*found, strict=True):
+            torch.testing.assert_close(ours, automatic, rtol=1e-9, atol=1e-12)
+
+
 def test_an_annealed_sharpness_follows_the_training():
     asr = ASR(k=1.0, mode="annealed", k_end=9.0)
     for share, k in ((0.0, 1.0), (0.5, 5.0), (1.0, 9.0)):
