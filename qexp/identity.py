@@ -118,7 +118,7 @@ def _quantization(config: Config) -> dict[str, Any] | None:
         "rounding": config.rounding,
         **({} if config.discretisation is None else {"discretisation": config.discretisation}),
         "versions": {**{target: _version(target) for target in targets}, **_rounding_versions(config)},
-        **_soft_versions(config, targets),
+        **_special_versions(config, targets),
         "bits": widths,
         "layers": [_layer(setting) for setting in config.layers],
         "lambda_alpha": config.lambda_alpha if any(_has_alpha(target) for target in targets) else None,
@@ -131,13 +131,22 @@ def _rounding_versions(config: Config) -> dict[str, int]:
     return {target: _version(target) for target in targets if _version(target) > 1}
 
 
-def _soft_versions(config: Config, targets: list[str]) -> dict[str, dict[str, int]]:
-    """Return the quantizers' versions that count under a rounding other than the plain one, but for first ones."""
-    if config.rounding["_target_"] == PLAIN_ROUNDING:
-        return {}
-    found = {target: getattr(locate(target), "soft_version", 1) for target in targets}
-    later = {target: version for target, version in found.items() if version > 1}
-    return {"soft_versions": later} if later else {}
+def _special_versions(config: Config, targets: list[str]) -> dict[str, dict[str, int]]:
+    """Return the quantizers' `special_versions`, by what this run has, but for first ones."""
+    methods = [config.quantizer, *(setting.method for setting in config.layers if setting.method is not None)]
+    nodes = [node for method in methods for key in _METHOD_KEYS if (node := method.get(key)) is not None]
+    scopes = {*(node.get("scope") for node in nodes), *(setting.scope for setting in config.layers)}
+    has = {
+        "soft": config.rounding["_target_"] != PLAIN_ROUNDING,
+        "network": "network" in scopes,
+        "relu": any(method["placement"] == "relu" for method in methods),
+    }
+    content = {}
+    for what in (what for what, is_so in has.items() if is_so):
+        found = {target: getattr(locate(target), "special_versions", {}).get(what, 1) for target in targets}
+        if later := {target: version for target, version in found.items() if version > 1}:
+            content[f"{what}_versions"] = later
+    return content
 
 
 def _version(target: str) -> int:

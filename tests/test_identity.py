@@ -153,6 +153,19 @@ def test_the_gradient_of_clip_levels_renames_soft_rounding_where_a_level_has_one
         assert not any(target.startswith("qexp.ops.rounding.") for target in content["versions"])
 
 
+def test_what_only_some_runs_of_learned_steps_have_renames_these_alone() -> None:
+    def found(*words: str) -> dict[str, Any]:
+        return dict(identity(parsed("quantizer=lsq", "bits=4", *words), DIGESTS)["quantization"])
+
+    lsq = {"qexp.quantizers.lsq.LSQ": 2}
+    assert found("quantizer.weight.scope=network")["network_versions"] == lsq
+    assert found("quantizer.placement=relu")["relu_versions"] == lsq
+    plain = compose("quantizer=lsq", "bits=4")
+    plain["layers"] = {"fc2": {"scope": "network"}}
+    assert identity(parse(plain), DIGESTS)["quantization"]["network_versions"] == lsq
+    assert not {"network_versions", "relu_versions"} & set(found("quantizer.weight.scope=channel"))
+
+
 def test_compiled_steps_are_other_runs() -> None:
     assert name(parsed(), compiled=True) != name(parsed(), compiled=False)
     assert name(parsed("trainer.compile=true"), compiled=True) == name(parsed(), compiled=True)

@@ -96,14 +96,17 @@ def _require_scores(graph: fx.GraphModule, source: DataSource) -> None:
 
 def _require_rounding(config: Config, plan: Plan) -> None:
     """Refuse a rounding that nothing in the network would call: the run would be named after it for nothing."""
-    kinds = {"rounding": build(config.rounding) is not ste, "discretisation": config.discretisation is not None}
-    asked = [key for key, given in kinds.items() if given]
+    asked = {"rounding": build(config.rounding) is not ste, "discretisation": config.discretisation is not None}
     quantizers = [one for one in plan.quantizers() if one.bits < 32 and not isinstance(one, ImageGrid)]
-    if asked and not any(one.rounds and one.rounding is not ste for one in quantizers):
+    used = [one.rounding for one in quantizers if one.rounds]
+    around = [one for one in used if isinstance(one, Discretisation)]
+    inner = [one.inner if isinstance(one, Discretisation) else one for one in used]
+    uses = {"rounding": any(one is not ste for one in inner), "discretisation": bool(around)}
+    if idle := [key for key in asked if asked[key] and not uses[key]]:
         methods = ", ".join(sorted({type(one).__name__ for one in quantizers})) or "all is at 32 bits"
         raise ConfigError(
-            f"{' and '.join(asked)}: no quantizer here would use it ({methods}); leave it away, or take a method"
-            " that rounds to equal steps, such as quantizer=lsq or pact."
+            f"{' and '.join(idle)}: no quantizer here would use it ({methods}); leave it away, or take a method"
+            " that rounds to equal steps, such as quantizer=lsq or pact (mse_pull and blend: its weights)."
         )
 
 

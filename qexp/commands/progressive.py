@@ -16,6 +16,7 @@ import yaml
 from qexp.build import build
 from qexp.commands.planning import teacher_weights
 from qexp.config import NO_DISCRETISATION, PLAIN_ROUNDING, Config, parse
+from qexp.errors import ConfigError
 from qexp.paths import config_dir
 
 
@@ -57,6 +58,8 @@ def _check(config: Config) -> None:
     """Look at every stage's network, by its shapes alone, before the first one takes hours."""
     from qexp.commands.network import check_network
 
+    if not config.quantized:
+        raise ConfigError("progressive: without a quantizer there are no bits to lower; take quantizer=lsq, say.")
     source = build(config.dataset)
     for pair in (*config.progressive, (config.bits.weight, config.bits.activation)):
         check_network(_stage(config, pair, None), source)
@@ -80,7 +83,7 @@ def _stage(config: Config, pair: tuple[int, int], weights: str | None) -> Config
 
 
 def _follow_bits(plain: dict[str, Any], bits: int) -> None:
-    """Give a stage the weight decay that its recipe has for its bits, unless the chain's own was typed."""
+    """Give a stage the weight decay that its recipe has for its bits, unless the chain has one of its own."""
     by_bits, optimizer = plain.get("decay_by_bits") or {}, plain["optimizer"]
     last = f"w{plain['bits']['weight']}"
     if f"w{bits}" in by_bits and optimizer.get("weight_decay") == by_bits.get(last):

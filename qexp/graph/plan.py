@@ -225,7 +225,7 @@ def _image_grid(setting: Setting, site: Site, scheme: Scheme, *, mixed: bool) ->
     lowest, highest = scheme.input_range
     if mixed:
         lowest, highest = (min(lowest),), (max(highest),)
-    return ImageGrid(setting.bits.activation, site, scheme.rounding(site), lowest=lowest, highest=highest)
+    return ImageGrid(setting.bits.activation, site, lowest=lowest, highest=highest)
 
 
 def _make(
@@ -255,13 +255,12 @@ def _float_modules(model: nn.Module, layers: Container[str]) -> list[tuple[str, 
 
 
 def _share_across_network(plan: Plan) -> None:
-    """Make every quantizer of scope `network` use the learned tensors of the first of its class.
-
-    Weights share among themselves, as values of another size than activations, even where one class serves both.
-    """
-    first: dict[tuple[type[Quantizer], bool], Quantizer] = {}
+    """Make every quantizer of scope `network` use the learned tensors of the first that it can share them with."""
+    owners: list[Quantizer] = []
     for quantizer in plan.quantizers():
         if quantizer.scope == "network":
-            owner = first.setdefault((type(quantizer), quantizer.site.kind == "weight"), quantizer)
-            if owner is not quantizer:
+            owner = next((other for other in owners if quantizer.can_share(other)), None)
+            if owner is None:
+                owners.append(quantizer)
+            else:
                 quantizer.share(owner)

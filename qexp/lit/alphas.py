@@ -22,7 +22,7 @@ class Seen:
 
     `learned` holds its values by name, `gradients` those of the last step (None before the first). `sharing` are
     the sites that learn the same tensors, itself included (scope `network`). `positive` names the values that have
-    to be above 0; `may_rest` says that they may stand still.
+    to be above 0; `may_rest` says that they may stand still, `complaint` what the quantizer itself finds wrong.
     """
 
     site: str
@@ -34,6 +34,7 @@ class Seen:
     sharing: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
     may_rest: bool = False
+    complaint: str | None = None
 
 
 class AlphaLog(pl.Callback):
@@ -97,6 +98,7 @@ def look(network: nn.Module, images: Tensor | None) -> Iterator[Seen]:
             sharing=tuple(sharing[_tensors(quantizer)]) if quantizer.learned_with_rounding() else (site,),
             positive=tuple(name for name in quantizer.learned() if name not in quantizer.of_either_sign),
             may_rest=quantizer.may_rest,
+            complaint=quantizer.complaint(),
         )
 
 

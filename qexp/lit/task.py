@@ -71,8 +71,11 @@ class Classification(pl.LightningModule):
                 f"task.distillation={distillation}, task.temperature={temperature}: a weight of 0 or more, and a"
                 " temperature above 0."
             )
-        if teacher is not None and not distillation:
-            raise ConfigError(f"task.teacher={teacher}: nobody is taught with task.distillation=0; set a weight.")
+        if (teacher is not None or temperature != 1.0) and not distillation:
+            raise ConfigError(
+                f"task.teacher={teacher}, task.temperature={temperature}: nobody is taught with"
+                " task.distillation=0; set a weight."
+            )
         if gradient_clip is not None and not 0.0 < gradient_clip < math.inf:
             raise ConfigError(f"task.gradient_clip={gradient_clip}: a norm above 0, or null.")
         self.distillation, self.temperature = distillation, temperature

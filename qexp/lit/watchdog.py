@@ -1,4 +1,4 @@
-"""Names the layer whose learned level went wrong: not a number, not above zero, stuck, or clipping everything."""
+"""Names the layer whose learned level went wrong: not a number, not above zero, lost, stuck or clipping all."""
 
 from __future__ import annotations
 
@@ -115,6 +115,8 @@ def _bad_levels(seen: Seen) -> Iterator[tuple[str, str]]:
         elif name in seen.positive and float(value.min()) <= 0.0:
             sign = "negative" if float(value.min()) < 0.0 else "zero"
             yield "negative", f"{name} is {sign} ({_value(value)}): it quantizes nothing any more"
+    if seen.complaint is not None:
+        yield "lost", seen.complaint
 
 
 def _value(value: torch.Tensor) -> str:

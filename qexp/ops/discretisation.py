@@ -67,8 +67,9 @@ class EWGS(Discretisation):
 class MSEPull(Discretisation):
     """Weights pulled to their levels: the gradient of (strength / 2) * the sum of e^2 is added. Ours.
 
-    The error is in steps, e = u - round(u) with u = x / step, so a learned step is pulled as well. A layer that is
-    called several times in one pass is pulled as often.
+    The error is in steps, e = u - round(u) with u = x / step, so a step that learns from the loss is pulled as
+    well; LLSQ's and that of `scale_gradient=ssg` are not. A layer that is called several times in one pass is
+    pulled as often.
 
     Args:
         strength: in units of the loss for an error of one step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -95,8 +95,9 @@ class Quantizer(nn.Module):
     version: ClassVar[int] = 1
     """Of the method's maths; part of every run's identity. Raise it when the numbers change."""
 
-    soft_version: ClassVar[int] = 1
-    """Of what only a rounding other than the plain one changes; counts in the identity of runs that have one."""
+    special_versions: ClassVar[Mapping[str, int]] = {}
+    """Of what only some runs have, and counted for these alone: `soft`, a rounding other than the plain one;
+    `network`, that scope; `relu`, that placement."""
 
     supported_bits: ClassVar[tuple[int, ...]] = BITS
 
@@ -197,6 +198,10 @@ class Quantizer(nn.Module):
         """Return `learned()` and what the rounding learns beside it."""
         return self.learned() | (self.rounding.learned() if isinstance(self.rounding, TrainedRounding) else {})
 
+    def can_share(self, other: Quantizer) -> bool:
+        """Say whether one learned tensor serves both: of one class, both of weights or both of activations."""
+        return type(self) is type(other) and (self.site.kind == "weight") == (other.site.kind == "weight")
+
     def share(self, other: Quantizer) -> None:
         """Take over the learned tensors of `other` (scope `network`); the names of `learned` are attributes."""
         for name, parameter in other.learned().items():
@@ -238,6 +243,10 @@ class Quantizer(nn.Module):
         if x is not None and (self.bits < 32 or self.acts_at_32) and (share := self.clipped(x)) is not None:
             description.shares["clipped"] = share
         return description
+
+    def complaint(self) -> str | None:
+        """Say what went wrong with what it learned, for the watchdog, in words. Default: None, nothing."""
+        return None
 
     def clipped(self, x: Tensor) -> Tensor | None:
         """Return the share (0 to 1) of `x` that its range or its gradient's window cuts off. Default: no such."""

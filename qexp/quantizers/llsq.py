@@ -62,7 +62,7 @@ class LLSQ(LSQ):
 
     def errors(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the errors at half the step, the step, and twice the step."""
-        return rounding_errors(x.detach(), self.step.detach(), self.lowest, self.highest, self.power)
+        return rounding_errors(self.within(x.detach()), self.step.detach(), self.lowest, self.highest, self.power)
 
     def start(self, x: Tensor) -> Tensor:
         """Return the steps to start from: the largest magnitude spread over the integers, as the code has it."""

@@ -7,7 +7,7 @@ version prints them. Steps per channel, the floor under a step and what a step o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -25,6 +25,9 @@ from qexp.quantizers.uniform import share_outside
 FLOOR = 2.0**-10
 """The smallest part of its start value that a step may shrink to: steps stay positive."""
 
+FALLEN = 0.01
+"""The part of its start value below which a step is said to have been lost."""
+
 
 class LSQ(Quantizer):
     """Rounds to multiples of a learned `step`: integers of `bits` bits, signed for weights and signed inputs.
@@ -32,13 +35,14 @@ class LSQ(Quantizer):
     A step that the optimizer brings below a 1024th of its start value is put back there after the step.
 
     Args:
-        scope: one step per `layer` (the paper's), `channel`, `element` or for the whole `network`; `depthwise`:
-            per channel for weights whose filters see one channel, else per layer.
+        scope: one step per `layer` (the paper's), `channel`, `element` or for the whole `network`, there for all
+            sites with the same integers; `depthwise`: per channel for weights whose filters see one channel, else
+            per layer.
         gradient_scale: of the step's gradient, with N weights or features of a sample for each step and the
             largest integer Q: `features_and_levels` is 1 / sqrt(N Q) (the paper's), `features` 1 / sqrt(N).
         gradient_factor: multiplies it.
         lr_factor: of the step's learning rate.
-        weight_decay: of the step; the paper's is not known, 0 is common.
+        weight_decay: of the step, 0 or more; the paper's is not known, 0 is common.
         freeze_above: flips per step, above which a weight is held at its mean level (`qexp.ops.oscillation`); None
             holds none, 1 only counts. For weights alone.
 
@@ -48,6 +52,8 @@ class LSQ(Quantizer):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
+    # Since layers with other integers have another step for the network; since a ReLU's place starts behind it.
+    special_versions: ClassVar[Mapping[str, int]] = {"network": 2, "relu": 2}
     floor: Tensor
 
     masked: bool = True
@@ -73,7 +79,9 @@ class LSQ(Quantizer):
             raise ConfigError(f"gradient_scale={gradient_scale}: features_and_levels, features or none.")
         self.gradient_scale, self.gradient_factor = gradient_scale, _positive("gradient_factor", gradient_factor)
         self.lr_factor = _positive("lr_factor", lr_factor)
-        self.weight_decay = weight_decay
+        if weight_decay != 0 and not is_positive(weight_decay):
+            raise ConfigError(f"weight_decay={weight_decay}: of the step, a number of 0 or more.")
+        self.weight_decay = float(weight_decay)
         self.freeze_above = freeze_above
         self.oscillation = self._oscillation()
         self.is_shared = False
@@ -114,9 +122,13 @@ class LSQ(Quantizer):
         if self.bits == 32:
             return
         if not self.is_shared:
-            self._start_step(x)
+            self._start_step(self.within(x))
         if self.oscillation is not None:
             self.oscillation.begin(nearest(x, self.step, self.lowest, self.highest))
+
+    def within(self, x: Tensor) -> Tensor:
+        """Return `x` as far as it can be on the grid: what stands in place of a ReLU cuts values below 0."""
+        return x.clamp(min=0) if self.site.kind == "activation" and self.lowest == 0 else x
 
     def _start_step(self, x: Tensor) -> None:
         start = self.start(x.detach().float())
@@ -161,6 +173,10 @@ class LSQ(Quantizer):
                 held = self.oscillation.integers * self.step
                 weight.copy_(torch.where(self.oscillation.frozen, held, weight))
 
+    def can_share(self, other: Quantizer) -> bool:
+        """Say whether both have the same integers as well: a step of 8 bits is none for 2."""
+        return super().can_share(other) and (self.lowest, self.highest) == (other.lowest, other.highest)
+
     def share(self, other: Quantizer) -> None:
         """Take over the step of `other`, which starts it and keeps it positive."""
         super().share(other)
@@ -183,6 +199,19 @@ class LSQ(Quantizer):
         if x is not None and self.oscillation is not None:
             description.shares |= self.oscillation.shares()
         return description
+
+    @torch.no_grad()
+    def complaint(self) -> str | None:
+        """Say which steps the optimizer threw to almost nothing: gradients of their size bring none back."""
+        count = int((self.step < FALLEN / FLOOR * self.floor).sum())
+        if not count:
+            return None
+        which = "its step has" if self.step.numel() == 1 else f"{count} of its {self.step.numel()} steps have"
+        part = "weight" if self.site.kind == "weight" else "activation"
+        return (
+            f"{which} fallen below a hundredth of the start; a lower rate for steps may hold them"
+            f" (quantizer.{part}.lr_factor)"
+        )
 
     def clipped(self, x: Tensor) -> Tensor:
         """Return the share of elements beyond the range."""

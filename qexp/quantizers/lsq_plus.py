@@ -50,7 +50,7 @@ class LSQPlusActivation(LSQ):
             `signed`, or `unsigned` (LSQ; at sites that are never negative alone).
 
     Raises:
-        ConfigError: an unknown form; `unsigned` where values can be negative.
+        ConfigError: an unknown form; `unsigned` where values can be negative; another in place of a ReLU.
     """
 
     of_either_sign: ClassVar[tuple[str, ...]] = ("offset",)
@@ -72,6 +72,11 @@ class LSQPlusActivation(LSQ):
             raise ConfigError(f"form={form}: unsigned_offset, signed_offset, signed or unsigned.")
         if form == "unsigned" and site.signed:
             raise ConfigError(f"{site.name}: form=unsigned has no level below 0 for values that can be negative.")
+        if form != "unsigned" and site.kind == "activation":
+            raise ConfigError(
+                f"{site.name}: form={form} has levels below 0, and here it would stand in place of a ReLU; take"
+                " quantizer.placement=input, or quantizer.activation.form=unsigned."
+            )
         super().__init__(
             bits,
             site,

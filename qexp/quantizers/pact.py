@@ -6,6 +6,7 @@ equations 1 to 3. The signed form (layer inputs that can be negative) and the sc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -58,7 +59,7 @@ class PACT(Quantizer):
             from `calibrate`, a first batch that is not finite.
     """
 
-    soft_version: ClassVar[int] = 2  # since alpha's gradient is 1, not the slope of a soft rounding's end
+    special_versions: ClassVar[Mapping[str, int]] = {"soft": 2}  # since alpha has the gradient 1 then
     acts_at_32: ClassVar[bool] = True
 
     def __init__(

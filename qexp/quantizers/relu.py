@@ -6,6 +6,7 @@ figure 1, which shows that it does not train; how the paper finds the range is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -53,7 +54,7 @@ class QuantizedReLU(Quantizer):
     """0 until a batch was seen in training; till then evaluation takes its own batch's."""
 
     version: ClassVar[int] = 2  # since the range of a ReLU6 ends where it does
-    soft_version: ClassVar[int] = 2  # since the maximum's gradient is 1, not the slope of a soft rounding's end
+    special_versions: ClassVar[Mapping[str, int]] = {"soft": 2}  # since the maximum has the gradient 1 then
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, momentum: float = 0.1) -> None:
         super().__init__(bits, site, rounding)

@@ -122,6 +122,11 @@ def test_what_a_later_stage_cannot_do_is_said_before_the_first(config: Make, tmp
     assert not find_runs(tmp_path / "train")
 
 
+def test_a_float_network_has_no_bits_to_lower(config: Make) -> None:
+    with pytest.raises(ConfigError, match="progressive: without a quantizer"):
+        train.run(config("quantizer=none", "progressive=[8]"))
+
+
 @pytest.mark.parametrize("widths", ["[3,4]", "[4,2]", "[w4a2]", "[4,4,3]"])
 def test_widths_have_to_come_down(config: Make, widths: str) -> None:
     with pytest.raises(ConfigError, match="widths come down"):

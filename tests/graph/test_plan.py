@@ -14,6 +14,7 @@ from qexp.graph.plan import Plan
 from qexp.graph.scheme import LayerRule, Method, Scheme, Widths
 from qexp.models.mlp import MLP
 from qexp.models.resnet_cifar import PreactivationResNet
+from qexp.ops.rounding import ASR
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.image import ImageGrid
 from qexp.quantizers.lsq import LSQ
@@ -65,6 +66,13 @@ def test_linear_bottlenecks_get_a_signed_grid() -> None:
     for name, quantizer in signed.items():
         assert isinstance(quantizer, PACT) and quantizer.site.signed
         assert quantizer.site.name == f"{name}.input"
+
+
+def test_the_images_grid_learns_nothing() -> None:
+    plan = small(scheme(ends=(8, 8), rounding=lambda site: ASR(mode="learned")))
+    grid = plan.layers[0].input
+    assert isinstance(grid, ImageGrid) and not grid.learned_with_rounding()
+    assert all(layer.weight.learned_with_rounding() for layer in plan.layers)  # type: ignore[union-attr]
 
 
 def test_paper_ends_are_left_in_float_with_the_activation_that_feeds_only_the_last() -> None:
@@ -313,6 +321,23 @@ def test_one_step_for_the_network_is_one_for_weights_and_one_for_inputs() -> Non
     weights = {id(layer.weight.step) for layer in plan.layers if isinstance(layer.weight, LSQ)}
     inputs = {id(layer.input.step) for layer in plan.layers if isinstance(layer.input, LSQ)}
     assert (len(weights), len(inputs), len(weights | inputs)) == (1, 1, 2)
+
+
+def test_a_step_for_the_network_is_shared_by_what_has_the_same_integers() -> None:
+    one = functools.partial(LSQ, scope="network")
+    plan = resnet18(bits=(2, 2), ends=(8, 8), method=Method("lsq", one, one, "input"))
+    steps: dict[tuple[str, int, int], set[int]] = {}
+    for quantizer in plan.quantizers():
+        if isinstance(quantizer, LSQ):
+            key = (quantizer.site.kind, quantizer.lowest, quantizer.highest)
+            steps.setdefault(key, set()).add(id(quantizer.step))
+    assert {key: len(found) for key, found in steps.items()} == {
+        ("weight", -128, 127): 1,
+        ("weight", -2, 1): 1,
+        ("input", 0, 255): 1,
+        ("input", 0, 3): 1,
+    }
+    assert len(set().union(*steps.values())) == 4
 
 
 class Averaged(nn.Module):

@@ -100,11 +100,31 @@ def test_a_teacher_is_needed(capsys):
 
 
 def test_fewer_bits_start_from_the_run_of_more(float_run, tmp_path):
-    start = float_run["path"]
-    for bits in (4, 3):
-        found = run(tmp_path, "quantizer=lsq", f"bits={bits}", f"model.weights={start}", "epochs=2")
-        start = found["path"]
-    assert found["test_accuracy"] > 0.85
+    def train(bits, *words):
+        return run(tmp_path, "quantizer=lsq", f"bits={bits}", "epochs=2", *words)
+
+    four = train(4, f"model.weights={float_run['path']}")
+    three = train(3, f"model.weights={four['path']}")
+    assert three["test_accuracy"] > train(3)["test_accuracy"] + 0.05, "ahead of a start from nothing"
+
+
+def test_the_shares_of_weights_that_oscillate_are_in_the_record(float_run, tmp_path):
+    found = run(
+        tmp_path,
+        "quantizer=lsq",
+        "bits=2",
+        f"model.weights={float_run['path']}",
+        "quantizer.weight.freeze_above=0.02",
+        "optimizer.lr=0.1",
+        "epochs=3",
+    )
+    with (found["path"] / "metrics.csv").open() as lines:
+        rows = [
+            row for row in csv.DictReader(lines) if row["name"].startswith(("oscillating_share/", "frozen_share/"))
+        ]
+    last = {row["name"]: float(row["value"]) for row in rows}
+    assert {name.split("/")[0] for name in last} == {"oscillating_share", "frozen_share"}
+    assert all(0 <= value <= 1 for value in last.values()) and max(last.values()) > 0
 
 
 @pytest.mark.parametrize("count", [4, 10])  # an epoch has 7

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
+from qexp.convert import quantize_model
 from qexp.errors import ConfigError
+from qexp.graph.scheme import Method
 from qexp.models.alexnet_bn import AlexNetBN
 from qexp.models.mlp import MLP
 from qexp.models.mobile_cifar import mobilenet_v2_cifar, shufflenet_v2_cifar
 from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
 from qexp.models.svhn import SVHNNet
 from qexp.models.torchvision_models import classifier
+from qexp.quantizers.base import named_quantizers
+from qexp.quantizers.lsq import LSQ
+
+from ..conversions import plan_of, scheme
 
 CIFAR = {"input_shape": (3, 32, 32), "num_classes": 10}
 IMAGENET = {"input_shape": (3, 224, 224), "num_classes": 1000}
@@ -100,6 +108,42 @@ def test_output_is_one_row_of_logits_per_image_and_traces_alike(model: nn.Module
     assert model(images).shape == (2, 10)
     traced = symbolic_trace(model.eval())
     assert torch.equal(traced(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        mobilenet_v2_cifar(**CIFAR, width=0.25),
+        shufflenet_v2_cifar(**CIFAR, width=0.5),
+        classifier(**CIFAR, architecture="shufflenet_v2_x1_0"),
+    ],
+    ids=["mobilenet_v2_cifar", "shufflenet_v2_cifar", "shufflenet_v2_x1_0"],
+)
+def test_mobile_networks_train_with_a_grid_for_every_layer(model: nn.Module) -> None:
+    """Signed grids where values are negative, a gradient for every step, depthwise steps per channel."""
+    weight = functools.partial(LSQ, scope="depthwise")
+    plan = plan_of(model, scheme((4, 4), (8, 8), method=Method("lsq", weight, LSQ, "input")), (3, 32, 32))
+    assert all(layer.weight is not None and layer.input is not None for layer in plan.layers)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(plan.layers) == len(layers)
+    network, negative = quantize_model(plan).train(), set()
+    quantizers = [q for _, q in named_quantizers(network) if isinstance(q, LSQ)]
+    signed = {q.site.name for q in quantizers if q.site.kind == "input" and q.site.signed}
+    for quantizer in quantizers:
+
+        def begin(quantizer: nn.Module, values: tuple[Tensor, ...]) -> None:
+            quantizer.calibrate(values[0])  # type: ignore[operator]
+            if quantizer.site.kind == "input" and values[0].min() < 0:  # type: ignore[union-attr]
+                negative.add(quantizer.site.name)  # type: ignore[union-attr]
+
+        quantizer.register_forward_pre_hook(begin)
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 32, 32) * 4 - 2
+    network(images).logsumexp(1).sum().backward()
+    assert negative and negative <= signed
+    assert all(q.step.grad is not None and q.step.grad.isfinite().all() and q.step.grad.any() for q in quantizers)
+    depthwise = [q for q in quantizers if q.site.kind == "weight" and q.step.dim()]
+    assert len(depthwise) == sum(m.groups == m.in_channels > 1 for m in layers if isinstance(m, nn.Conv2d))
 
 
 def test_initialization_keeps_the_scale_of_the_signal() -> None:

@@ -40,6 +40,8 @@ def cases() -> Iterator[tuple[str, dict[str, Any], str, str | None]]:
             if (node := method.get(part)) is not None:
                 every = ("layer", "channel") if part == "weight" else ("layer", "channel", "element", "network")
                 scopes = every if "scope" in node else (None,)
+                if "offset" in node.get("form", ""):  # has levels below 0, so it takes no ReLU's place
+                    roles = ["input"]
                 if (key := (part, json.dumps(node, sort_keys=True))) not in seen:
                     seen.add(key)
                     yield from ((path.stem, node, role, scope) for role in roles for scope in scopes)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
 
 from qexp.errors import ConfigError
+from qexp.lit.alphas import Seen
+from qexp.lit.watchdog import findings
 from qexp.ops.simulated import rounding_errors, scaled_simulated_gradient, simulated_gradient
 from qexp.quantizers.base import Site
 from qexp.quantizers.lglsq import LGLSQ
@@ -212,6 +215,47 @@ def test_lsq_plus_counts_what_it_clips_from_its_offset(form, mean):
         error = (quantizer(x) - x).abs()
     clipped = (error > 0.5001 * quantizer.step).float().mean()
     assert float(quantizer.describe(x).shares["clipped"]) == pytest.approx(float(clipped), abs=1e-3)
+
+
+@pytest.mark.parametrize("method", [LSQ, LLSQ, LGLSQ, functools.partial(LSQPlusActivation, form="unsigned")])
+def test_in_place_of_a_relu_a_step_starts_and_moves_as_behind_it(method):
+    x = values(8, 4, 5, 5) - 0.5
+    found = []
+    for site, seen in ((Site("act", "activation", (4, 5, 5)), x), (INPUT, x.relu())):
+        quantizer = method(3, site)
+        quantizer.calibrate(seen)
+        quantizer(seen).square().mean().backward()
+        found.append((quantizer.step.item(), quantizer.step.grad.item()))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["unsigned_offset", "signed_offset", "signed"])
+def test_lsq_plus_takes_no_relus_place_with_levels_below_zero(form):
+    with pytest.raises(ConfigError, match=rf"act: form={form} .*placement=input"):
+        LSQPlusActivation(4, Site("act", "activation", (4, 5, 5)), form=form)
+
+
+@pytest.mark.parametrize(("lr", "lost"), [(0.01, True), (2e-4, False)])
+def test_a_step_that_momentum_throws_to_the_floor_is_told(lr, lost):
+    """The simulated gradient is step^2 however far the step has come; 2e-4 is the rate of LLSQ's authors."""
+    x = 0.3 * values(8, 4, 5, 5).relu()
+    quantizer = LLSQ(2, INPUT)
+    quantizer.calibrate(x)
+    with torch.no_grad():
+        quantizer.floor.mul_(1.9 / quantizer.step)
+        quantizer.step.fill_(1.9)
+    optimizer = torch.optim.SGD([quantizer.step], lr=lr, momentum=0.9)
+    for _ in range(200):
+        optimizer.zero_grad()
+        quantizer(x).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            quantizer.after_step()
+    told = quantizer.complaint()
+    assert bool(told) == lost
+    if lost:
+        assert "its step has fallen below a hundredth" in told and "quantizer.activation.lr_factor" in told
+        assert ("lost", told) in list(findings(Seen("conv.input", {}, complaint=told)))
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -115,7 +115,8 @@ def test_one_step_for_the_whole_network_is_started_once():
 
 
 def test_bits_and_factors_are_checked():
-    for arguments in ({"gradient_factor": 0.0}, {"lr_factor": -1.0}, {"gradient_scale": "some"}):
+    wrong = ({"gradient_factor": 0.0}, {"lr_factor": -1.0}, {"gradient_scale": "some"}, {"weight_decay": -0.5})
+    for arguments in wrong:
         with pytest.raises(ConfigError):
             LSQ(4, WEIGHT, **arguments)
     with pytest.raises(ConfigError, match="bits=1"):
