@@ -19,7 +19,8 @@ from qexp.lit import world
 from qexp.lit.signals import StopRequest
 from qexp.lit.start import held_by_quantizers
 from qexp.lit.task import Classification
-from qexp.models.weights import QUANTIZERS, RUN_KEY, RUN_PREFIX
+from qexp.models.weights import QUANTIZED, QUANTIZERS, RUN_KEY, RUN_PREFIX
+from qexp.quantizers.base import named_quantizers
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -177,6 +178,7 @@ class CheckpointWriter(pl.Callback):
             "samples": module.samples * world.size(),
             "train_seconds": self.train_seconds,
             "compiled": self.compiled,
+            QUANTIZED: _has_quantizers(module.network),
             QUANTIZERS: held_by_quantizers(module.network, module.network.state_dict()),
         }
 
@@ -238,6 +240,10 @@ def _own_totals(found: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     return found if world.rank() == 0 else torch.zeros_like(found)
 
 
+def _has_quantizers(network: torch.nn.Module) -> bool:
+    return next(named_quantizers(network), None) is not None
+
+
 def save_network(path: Path, network: torch.nn.Module) -> None:
     """Write a network that was not trained here where a run's checkpoint lies, for `qexp eval`.
 
@@ -245,4 +251,5 @@ def save_network(path: Path, network: torch.nn.Module) -> None:
         OutputError: the disk is full or the folder is not writable.
     """
     state = {f"{RUN_PREFIX}{name}": value.detach().cpu() for name, value in network.state_dict().items()}
-    DurableCheckpointIO().save_checkpoint({"state_dict": state, RUN_KEY: {}}, path)
+    content = {"state_dict": state, RUN_KEY: {QUANTIZED: _has_quantizers(network)}}
+    DurableCheckpointIO().save_checkpoint(content, path)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qexp.errors import CheckpointError
+from qexp.runs import read_run
 
 RUN_CHECKPOINT = "last.ckpt"
 RUN_PREFIX = "network."
@@ -21,6 +22,9 @@ RUN_KEY = "qexp"
 
 QUANTIZERS = "quantizers"
 """Key in that state of what quantizers hold: the names of tensors that a network without them does not have."""
+
+QUANTIZED = "quantized"
+"""Key in that state of whether there are quantizers at all: some, of signs or of fixed grids, hold no tensors."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """Left in front of names by data-parallel training and by torch.compile."""
@@ -60,9 +64,10 @@ def load_weights(model: nn.Module, path: str | Path, *, of_float: bool = False) 
     named = own_names(network_tensors(content, file), renamed, file, rewritten)
     for name in (quantizers := quantizer_names(content)):
         named.pop(name, None)
-    if quantizers and of_float:
+    if of_float and is_quantized(content, file):
+        held = f" ({listed(quantizers)})" if quantizers else ""
         raise CheckpointError(
-            f"{file}: of a quantized run ({listed(quantizers)}); here a trained float network is needed, a run of"
+            f"{file}: of a quantized run{held}; here a trained float network is needed, a run of"
             " quantizer=none or a checkpoint."
         )
     found = {name: tensor for name, tensor in named.items() if not name.startswith(left_out)}
@@ -147,11 +152,30 @@ def network_tensors(content: object, file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def run_state(content: object) -> Mapping[str, object] | None:
+    """Return our own state in a checkpoint; None where it is not a run's."""
+    state = content.get(RUN_KEY) if isinstance(content, Mapping) else None
+    return state if isinstance(state, Mapping) else None
+
+
 def quantizer_names(content: object) -> list[str]:
     """Return the tensors that a run's checkpoint says its quantizers hold: bits may be lowered run by run."""
-    state = content.get(RUN_KEY) if isinstance(content, Mapping) else None
-    names = state.get(QUANTIZERS, []) if isinstance(state, Mapping) else []
-    return [str(name) for name in names]
+    names = (run_state(content) or {}).get(QUANTIZERS)
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def is_quantized(content: object, file: Path) -> bool:
+    """Say whether a run's checkpoint is of a network with quantizers.
+
+    Those of earlier versions tell it by their quantizers' tensors alone; for the rest the run's identity beside
+    them does.
+    """
+    state = run_state(content)
+    if state is None:
+        return False
+    if QUANTIZED in state or quantizer_names(content):
+        return bool(state.get(QUANTIZED, True))
+    return file.name == RUN_CHECKPOINT and read_run(file.parent).identity.get("quantization") is not None
 
 
 def own_names(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 import signal
 from types import SimpleNamespace
@@ -10,11 +11,18 @@ import pytest
 import torch
 
 import qexp.files
+from qexp.build import build, locate
+from qexp.commands.network import build_network
 from qexp.errors import CheckpointError, OutputError
 from qexp.lit import checkpoint as checkpoints
 from qexp.lit import world
 from qexp.lit.checkpoint import CheckpointWriter, DurableCheckpointIO
 from qexp.lit.signals import StopRequest
+from qexp.models.mlp import MLP
+from qexp.models.weights import load_weights
+from qexp.paths import config_dir
+
+from ..composing import parsed
 
 
 def full_disk(*arguments):
@@ -154,3 +162,36 @@ def test_a_checkpoint_of_another_network_is_refused(small_run, tmp_path):
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     with pytest.raises(CheckpointError, match=r"another network.*0\.bias"):
         small_run.train(tmp_path, epochs=2, network=other)
+
+
+def narrow(name: str) -> str:
+    """The widest width below 32 that all quantizers of a method take."""
+    node = parsed(f"quantizer={name}").quantizer
+    targets = [node[role]["_target_"] for role in ("weight", "activation") if node.get(role)]
+    common = set.intersection(*(set(locate(target).supported_bits) for target in targets)) - {32}
+    return f"bits={max(common)}"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "quantizer").glob("*.yaml")))
+@pytest.mark.parametrize("older", [False, True])
+def test_the_checkpoint_of_a_quantized_run_is_no_float_networks(name, older, tmp_path):
+    """Also where its quantizers hold no tensors, so that its names are those of a float network."""
+    bits = [] if name == "none" else [narrow(name)]
+    config = parsed("model=mlp", "dataset=digits", f"quantizer={name}", *bits)
+    source = build(config.dataset)
+    network, content = build_network(config, source), {}
+    module = SimpleNamespace(network=network, totals=torch.zeros(4), samples=0)
+    writer_of().on_save_checkpoint(None, module, content)
+    content["state_dict"] = {f"network.{key}": value for key, value in network.state_dict().items()}
+    if older:  # which told the names of tensors alone; the run's identity stood beside it
+        del content["qexp"]["quantized"]
+        told = {"quantization": {"bits": []} if name != "none" else None}
+        (tmp_path / "identity.json").write_text(json.dumps(told))
+    DurableCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    target = MLP(input_shape=source.shape, num_classes=source.num_classes)
+    load_weights(target, tmp_path)  # a run may begin with it: bits are lowered run by run
+    if name == "none":
+        load_weights(target, tmp_path, of_float=True)
+    else:
+        with pytest.raises(CheckpointError, match="of a quantized run"):
+            load_weights(target, tmp_path, of_float=True)
