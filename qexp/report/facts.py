@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qexp.bits import parse_bits
+from qexp.errors import ConfigError
 from qexp.later import meaning_of_absence, without_later
 from qexp.runs import Run
 
@@ -44,6 +46,9 @@ _NO_RECIPE = (
     "progressive",  # what a run was made after is told by its weights
     *_PLACES,
 )
+
+Ends = tuple[tuple[int | None, ...], ...]
+"""Widths (weights, input) of the first and of the last layer; None where the method leaves them in float."""
 
 # Of the run itself, with the value that says what absence said; those of its nodes are in qexp.later.
 _LATER = {
@@ -91,7 +96,8 @@ class Facts:
 
     Attributes:
         bits: `w4a4`, or `32` for the float network.
-        first_last: the rule for both ends: `32`, `8`, `same`, or `first w8a8, last 32` where they differ.
+        first_last: the rule for both ends: `32`, `8`, `same`, or `first w8a8, last 32` where they differ; the
+            widths themselves where those in `ends` are others.
         ends: the widths (weights, input) of the first and the last layer, None for what stays in float; None where
             the run's identity is not known.
         command: what made it, train or ptq; runs of the two are never compared.
@@ -114,7 +120,7 @@ class Facts:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     numerics: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
-    ends: tuple[tuple[int | None, ...], ...] | None = None
+    ends: Ends | None = None
 
     @property
     def is_float(self) -> bool:
@@ -179,10 +185,7 @@ class Facts:
 
     def has_ends(self, rule: str) -> bool:
         """Say whether both ends have the widths of a rule, in whatever words: at 2 bits `same` is `2`."""
-        if self.ends is None or rule == self.first_last:
-            return rule == self.first_last
-        pairs = zip(_rule_widths(rule, self.bits), self.ends, strict=True)
-        return all(has in (None, asked) for pair in pairs for asked, has in zip(*pair, strict=True))
+        return rule == self.first_last if self.ends is None else _fits(rule, self.bits, self.ends)
 
     def baseline_key(self) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline (all but the seed)."""
@@ -220,8 +223,9 @@ def facts(run: Run) -> Facts:
     recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
-    rule = ABSENT if is_float else _first_last(run.config)
     quantization = _node(run.identity, "quantization")
+    ends = _ends(quantization)
+    rule = ABSENT if is_float else _told_rule(_first_last(run.config), names["bits"], ends)
     without_effect = [_LAMBDA] if quantization.get("lambda_alpha", ABSENT) is None else []
     for key in ("first_last", "quantizer.first_last", "epochs", *without_effect):
         recipe.pop(key, None)
@@ -246,7 +250,7 @@ def facts(run: Run) -> Facts:
         recipe=recipe,
         numerics={} if calibrated else _numerics(run, flat),
         origins={} if calibrated else _origins(run),
-        ends=_ends(quantization),
+        ends=ends,
     )
 
 
@@ -369,7 +373,24 @@ def _first_last(config: Mapping[str, Any]) -> str:
     return f"first {texts['first']}, last {texts['last']}"
 
 
-def _ends(quantization: Mapping[str, Any]) -> tuple[tuple[int | None, ...], ...] | None:
+def _told_rule(rule: str, bits: str, ends: Ends | None) -> str:
+    """Return the rule, or where the ends have other widths, as a method's for the image, these."""
+    if ends is None:
+        return rule
+    with contextlib.suppress(ConfigError):  # a damaged configuration may hold anything
+        if _fits(rule, bits, ends):
+            return rule
+    first, last = (f"w{weight or 32}a{activation or 32}" for weight, activation in ends)
+    return first if first == last else f"first {first}, last {'same' if last == bits else last}"
+
+
+def _fits(rule: str, bits: str, ends: Ends) -> bool:
+    """Say whether both ends have the widths of a rule; where a method leaves them in float, any rule's."""
+    pairs = zip(_rule_widths(rule, bits), ends, strict=True)
+    return all(has in (None, asked) for pair in pairs for asked, has in zip(*pair, strict=True))
+
+
+def _ends(quantization: Mapping[str, Any]) -> Ends | None:
     """Return the widths of both ends, of a run's identity; None where it does not tell them."""
     bits = quantization.get("bits")
     ends = [end for end in bits[-2:] if isinstance(end, list) and len(end) == 2] if isinstance(bits, list) else []

@@ -254,6 +254,20 @@ def test_ends_of_the_same_widths_have_one_word(make_run: MakeRun, tmp_path: Path
     assert sorted((group.first.first_last, group.summary.n) for group in groups) == [("8", 1), ("same", 2)]
 
 
+def test_an_image_of_another_width_is_another_network() -> None:
+    """`same`, typed, is for the image, too; the method's own rule leaves it the width that the method names."""
+    runs = []
+    for seed, words in enumerate([(), ("first_last=same",), ("bits.first=w1a8",)]):
+        plain = compose("model=mlp", "dataset=digits", "quantizer=qnn_binary", "bits=1", f"seed={seed}", *words)
+        told = identity(parse(plain), {})
+        result = {"metrics": {"test_accuracy": 0.5}}
+        runs.append(facts(Run(Path(f"run{seed}"), "done", plain, result, None, {}, identity=told)))
+    groups = group_runs(by_ends(runs), "test_accuracy")
+    apart = {group.first.first_last: [member.seed for member in group.members] for group in groups}
+    assert apart == {"same": [1], "first w1a8, last same": [0, 2]}
+    assert runs[0].has_ends("first w1a8, last 1") and not runs[0].has_ends("same") and runs[1].has_ends("same")
+
+
 def test_by_the_seed_there_is_a_row_for_each(make_run: MakeRun, tmp_path: Path) -> None:
     for seed in range(3):
         make_run("pact", 4, seed, 0.9 + seed / 100)
