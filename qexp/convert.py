@@ -62,9 +62,9 @@ def quantize_model(plan: Plan, gradient: Callable[[], nn.Module] | None = None) 
 
     Every planned layer becomes its quantized form and every planned ReLU call its own quantizer. The float
     network's parameter tensors are used, not copied, under the names they had. `gradient` makes what stands behind
-    each quantized layer to quantize its gradient.
+    each quantized layer to quantize its gradient, also of float weights that a quantized ReLU feeds.
     """
-    swapped = _quantized_layers(plan)
+    swapped = _quantized_layers(plan, fed=gradient is not None)
     if gradient is not None:
         for layer in swapped.values():
             layer.gradient_quantizer = gradient().train(layer.training)
@@ -73,12 +73,17 @@ def quantize_model(plan: Plan, gradient: Callable[[], nn.Module] | None = None) 
     return plan.graphs[0] if len(plan.graphs) == 1 else TwoModes(*plan.graphs)
 
 
-def _quantized_layers(plan: Plan) -> dict[str, nn.Module]:
-    """Return the quantized form of each planned layer, one for both graphs."""
+def _quantized_layers(plan: Plan, *, fed: bool) -> dict[str, nn.Module]:
+    """Return the quantized form of each planned layer, one for both graphs.
+
+    Args:
+        fed: also of a layer without quantizers of its own that reads quantized values.
+    """
     swapped: dict[str, nn.Module] = {}
     for graph in plan.graphs:
         for layer in plan.layers:
-            if layer.name in swapped or (layer.weight is None and layer.input is None):
+            own = layer.weight is not None or layer.input is not None
+            if layer.name in swapped or not (own or (fed and layer.quantized)):
                 continue
             if layer.name in layer_calls(graph):
                 module = graph.get_submodule(layer.name)

@@ -110,10 +110,9 @@ def _quantization(config: Config) -> dict[str, Any] | None:
     widths = [config.bits.weight, config.bits.activation, config.first_bits, config.last_bits]
     if not config.layers:  # a layer set apart may bring back what the method at large does not use
         widths = _effective_widths(config)
-    gradient = {} if config.gradient_bits is None else {"gradient": [config.gradient_bits, config.gradient_form]}
     return {
         **method,
-        **gradient,
+        **_gradient(config),
         "placement": config.quantizer["placement"],
         "rounding": config.rounding,
         **({} if config.discretisation is None else {"discretisation": config.discretisation}),
@@ -123,6 +122,21 @@ def _quantization(config: Config) -> dict[str, Any] | None:
         "layers": [_layer(setting) for setting in config.layers],
         "lambda_alpha": config.lambda_alpha if any(_has_alpha(target) for target in targets) else None,
     }
+
+
+def _gradient(config: Config) -> dict[str, Any]:
+    """Return width and form of quantized gradients.
+
+    Float weights that quantized ReLUs feed have some behind them, too, which earlier runs did not have: `fed`.
+    """
+    if config.gradient_bits is None:
+        return {}
+    method, inner = config.quantizer, (config.bits.weight, config.bits.activation)
+    weight, activation = (
+        32 if method.get(key) is None else width for key, width in zip(_METHOD_KEYS, inner, strict=True)
+    )
+    fed = ["fed"] if method["placement"] == "relu" and weight == 32 and activation < 32 else []
+    return {"gradient": [config.gradient_bits, config.gradient_form, *fed]}
 
 
 def _rounding_versions(config: Config) -> dict[str, int]:

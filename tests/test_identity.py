@@ -97,6 +97,15 @@ def test_what_changes_the_result_changes_the_name(overrides: str) -> None:
     assert name(parsed(*before, last)) != (name(parsed(*before)) if before else usual())
 
 
+def test_gradients_behind_float_weights_that_quantized_relus_feed_rename_those_runs_alone() -> None:
+    def told(*words: str) -> Any:
+        return identity(parsed("gradient_bits=6", *words), DIGESTS)["quantization"]["gradient"]
+
+    assert told("quantizer=pact", "bits=w32a4") == [6, "dorefa", "fed"]
+    for words in ("quantizer=pact bits=w4a4", "quantizer=qnn_binary bits=1", "quantizer=lsq bits=w32a4"):
+        assert told(*words.split()) == [6, "dorefa"]
+
+
 @pytest.mark.parametrize(
     "override", ["bits=2", "first_last=8", "alpha_regularization=none", "+rounding.unused=1", "bits.first=8"]
 )

@@ -76,6 +76,7 @@ def summary(config: Config, plan: Plan) -> dict[str, Any]:
         "bits": {"weight": config.bits.weight, "activation": config.bits.activation},
         **{end: {"weight": weight, "activation": activation} for end, (weight, activation) in ends.items()},
         "gradients": config.gradient_bits if config.quantized else None,
+        "gradients_behind": [layer.name for layer in plan.layers if layer.quantized and config.gradient_bits],
         "layers": [asdict(row) for row in rows],
         "activations": [_site_row(site) for site in plan.sites],
         "alphas": len(learned),
@@ -138,7 +139,12 @@ def _print(report: dict[str, Any]) -> None:
     bits = f"{inner}; first layer {first}, last layer {last}" if quantized else "everything in float"
     console.print(f"[bold]{report['model']}[/] for {report['dataset']}, quantizer={report['quantizer']}, {bits}")
     if report["gradients"] is not None:
-        console.print(f"gradients behind each quantized layer: {report['gradients']} bits")
+        behind, layers = report["gradients_behind"], [layer["name"] for layer in report["layers"]]
+        without = ", ".join(name for name in layers if name not in behind)
+        console.print(
+            f"gradients behind {len(behind)} of {len(layers)} layers: {report['gradients']} bits"
+            f"{f'; full precision behind {without}' * bool(without)}"
+        )
     _print_layers(console, report["layers"])
     if any(site["quantizer"] != "ReLU" for site in report["activations"]):
         console.print(_site_table(report))

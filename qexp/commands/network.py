@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from qexp.config import Config, LayerSetting
 from qexp.convert import quantize_model
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError
-from qexp.graph.plan import Plan, make_plan
+from qexp.graph.plan import LayerPlan, Plan, make_plan
 from qexp.graph.scheme import Factory, LayerRule, Method, Scheme, Widths
 from qexp.layers.normalization import shifted
 from qexp.lit.losses import class_scores
@@ -74,14 +74,11 @@ def build_network(config: Config, source: DataSource) -> nn.Module:
     if config.calibration is not None:
         return calibrated_network(config, source).quantized()
     if not config.quantized:
-        if config.gradient_bits is not None:
-            raise ConfigError(
-                f"gradient_bits={config.gradient_bits}: gradients are quantized behind quantized layers, and"
-                " nothing is quantized here; leave it out."
-            )
+        _require_layers(config, [])
         return build_float(config, source)
     model = build_float(config, source)
     plan = make_plan(model, scheme(config, source), source.shape)
+    _require_layers(config, [layer for layer in plan.layers if layer.quantized])
     _require_scores(plan.graphs[-1], source)
     _require_rounding(config, plan)
     return quantize_model(plan, _gradient(config))
@@ -107,6 +104,15 @@ def _require_rounding(config: Config, plan: Plan) -> None:
         raise ConfigError(
             f"{' and '.join(idle)}: no quantizer here would use it ({methods}); leave it away, or take a method"
             " that rounds to equal steps, such as quantizer=lsq or pact (mse_pull and blend: its weights)."
+        )
+
+
+def _require_layers(config: Config, quantized: Sequence[LayerPlan]) -> None:
+    """Refuse gradients that no layer would quantize."""
+    if config.gradient_bits is not None and not quantized:
+        raise ConfigError(
+            f"gradient_bits={config.gradient_bits}: gradients are quantized behind quantized layers, and"
+            " nothing is quantized here; leave it out."
         )
 
 

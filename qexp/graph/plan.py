@@ -51,6 +51,11 @@ class LayerPlan:
         """Bits of the weights; 32 where they stay float."""
         return 32 if self.weight is None else self.weight.bits
 
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights or its input are quantized, be it by the ReLUs that feed it."""
+        return self.weight is not None or self.input is not None or self.activation_bits < 32
+
 
 @dataclass
 class SitePlan:

@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qexp.build import build
-from qexp.commands.network import build_network, check_network, scheme
+from qexp.commands.explain import summary
+from qexp.commands.network import build_float, build_network, check_network, scheme
 from qexp.errors import ConfigError
+from qexp.graph.plan import make_plan
 from qexp.layers.normalization import ShiftBatchNorm
 from qexp.layers.quantized import QuantLinear
 from qexp.models.mlp import MLP
@@ -143,6 +145,31 @@ def test_gradients_are_quantized_behind_every_quantized_layer() -> None:
     behind = [layer.gradient_quantizer for layer in model.modules() if isinstance(layer, QuantLinear)]
     assert [(type(one), one.bits, one.form) for one in behind] == [(GradientQuantizer, 6, "log")] * 2
     assert not any(isinstance(module, GradientQuantizer) for module in network().modules())
+
+
+@pytest.mark.parametrize(
+    ("words", "behind"),
+    [
+        ("quantizer=qnn_linear bits=w32a4", {"fc1", "fc2", "fc"}),  # the image, and two ReLUs
+        ("quantizer=pact bits=w32a4", {"fc2"}),  # both ends are in float
+        ("quantizer=pact bits=w4a32 first_last=same", {"fc1", "fc2", "fc"}),
+        ("quantizer=lsq bits=w32a4", {"fc1", "fc2", "fc"}),
+    ],
+)
+def test_float_weights_that_quantized_values_meet_have_quantized_gradients(words: str, behind: set[str]) -> None:
+    config = configured("model.hidden=[8,8]", "gradient_bits=4", *words.split())
+    model = build_network(config, build(config.dataset))
+    names = {name for name, module in model.named_modules() if isinstance(module, GradientQuantizer)}
+    assert names == {f"{layer}.gradient_quantizer" for layer in behind}
+    source = build(config.dataset)
+    plan = make_plan(build_float(config, source), scheme(config, source), source.shape)
+    assert set(summary(config, plan)["gradients_behind"]) == behind
+
+
+@pytest.mark.parametrize("words", ["quantizer=qnn_linear bits=32", "quantizer=pact bits=32", "quantizer=none"])
+def test_gradients_that_no_layer_would_quantize_are_refused(words: str) -> None:
+    with pytest.raises(ConfigError, match=r"gradient_bits=4: .* nothing is quantized here"):
+        network("gradient_bits=4", *words.split())
 
 
 def test_the_seed_decides_the_start_and_the_method_does_not() -> None:
