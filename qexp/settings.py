@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qexp.bits import parse_bits
+from qexp.bits import BITS, parse_bits
+from qexp.build import locate
 
 Correction = Literal["none", "channel", "analytic", "empirical"]
 """Bias corrections after training."""
@@ -177,7 +178,15 @@ class Config:
         if self.bits.first or self.first_last or "image" not in self.quantizer:
             return self.bits.first or self._end_bits()
         weight, activation = self._end_bits()
-        return weight, 32 if activation == 32 else self.quantizer["image"]
+        return weight, 32 if activation == 32 else self._image_bits(activation)
+
+    def _image_bits(self, inner: int) -> int:
+        """Return the method's width of the image; for a text the layers' own where the method lacks that width."""
+        image: int = self.quantizer["image"]
+        method = self.quantizer.get("activation")
+        if not self.reads_text or method is None:
+            return image
+        return image if image in getattr(locate(method["_target_"]), "supported_bits", BITS) else inner
 
     @property
     def reads_text(self) -> bool:

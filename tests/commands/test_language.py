@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from qexp.build import build
 from qexp.cli import main
+from qexp.commands.network import check_network
+
+from ..composing import configured
 
 SMALL = ["budget=smoke_text", "epochs=1", "logger=none", "trainer.threads=1", "seed=0"]
 
@@ -27,6 +31,20 @@ def test_every_path_of_an_experiment_runs(
     capsys.readouterr()
     assert main(["table", f"qnn/{name}", "--runs", str(tmp_path)]) == 0
     assert "none: a smoke test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        ("quantizer=qnn_binary bits=1", (1, 1)),
+        ("quantizer=qnn_log bits=4", (4, 4)),
+        ("quantizer=qnn_linear bits=4", (4, 8)),  # as recorded runs have it
+    ],
+)
+def test_methods_that_name_a_width_of_the_image_read_a_text(words: str, first: tuple[int, int]) -> None:
+    config = configured("model=lstm", "dataset=descriptions", "task=language_modelling", *words.split())
+    assert config.first_bits == first
+    check_network(config, build(config.dataset))
 
 
 def test_what_is_made_for_images_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
