@@ -107,9 +107,6 @@ class Quantizer(nn.Module):
     needs_moments: ClassVar[bool] = False
     """Whether `fit_activations` reads more than the range."""
 
-    rounds: ClassVar[bool] = True
-    """Whether it calls `rounding`; a method that takes signs or powers of two has no use for another one."""
-
     of_either_sign: ClassVar[tuple[str, ...]] = ()
     """Names of `learned()` that may be 0 or negative (an offset); levels and steps may not."""
 
@@ -121,6 +118,9 @@ class Quantizer(nn.Module):
 
     fixed_grid: bool = False
     """Whether its levels stay where they are, however large the weights."""
+
+    rounds: bool = True
+    """Whether it calls `rounding`; a method that takes signs or powers of two has no use for another one."""
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
         super().__init__()

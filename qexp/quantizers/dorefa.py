@@ -47,6 +47,10 @@ def _unit(weight: Tensor) -> Tensor:
 class DoReFaWeight(Quantizer):
     """The weight quantizer of DoReFa, which PACT uses too. One scale per layer; nothing is learned."""
 
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
+        super().__init__(bits, site, rounding)
+        self.rounds = bits > 1
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized weights."""
         return dorefa_weight(x, self.bits, self.rounding)

@@ -32,7 +32,7 @@ class BinaryWeight(BoundedWeight):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (1, 32)
-    rounds: ClassVar[bool] = False
+    rounds = False
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, stochastic: bool = False) -> None:
         super().__init__(bits, site, rounding)
@@ -63,7 +63,7 @@ class BinaryActivation(Quantizer):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (1, 32)
-    rounds: ClassVar[bool] = False
+    rounds = False
 
     def __init__(
         self, bits: int, site: Site, rounding: Rounding = ste, *, stochastic: bool = False, window: float = 1.0

@@ -66,6 +66,7 @@ class LinearWeight(BoundedWeight):
         if reach is not None and (not is_positive(reach) or bits == 1):
             raise ConfigError(f"{site.name}: reach={reach}: a number above 0, and for 2 bits or more; or null.")
         self.reach, self.fixed_grid = reach, reach is None
+        self.rounds = bits > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded weights."""
@@ -89,6 +90,10 @@ class LinearWeight(BoundedWeight):
 
 class LinearActivation(Quantizer):
     """Activations by LinearQuant behind a hard tanh: the gradient passes where |x| <= 1."""
+
+    def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
+        super().__init__(bits, site, rounding)
+        self.rounds = bits > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded activations."""

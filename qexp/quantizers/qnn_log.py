@@ -44,7 +44,7 @@ class LogWeight(BoundedWeight):
     """Weights by LogQuant; their gradient passes whole, and clipping them is its window."""
 
     supported_bits: ClassVar[tuple[int, ...]] = WIDTHS
-    rounds: ClassVar[bool] = False
+    rounds = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the powers of two."""
@@ -60,7 +60,7 @@ class LogActivation(Quantizer):
     """Activations by LogQuant behind a hard tanh: the gradient passes where |x| <= 1."""
 
     supported_bits: ClassVar[tuple[int, ...]] = WIDTHS
-    rounds: ClassVar[bool] = False
+    rounds = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the powers of two."""

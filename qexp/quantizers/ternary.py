@@ -49,7 +49,7 @@ class TernaryWeight(Quantizer):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (2, 32)
-    rounds: ClassVar[bool] = False
+    rounds = False
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, scope: str = "layer") -> None:
         super().__init__(bits, site, rounding)

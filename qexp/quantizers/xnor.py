@@ -37,7 +37,7 @@ class XNORWeight(Quantizer):
     """
 
     supported_bits: ClassVar[tuple[int, ...]] = (1, 32)
-    rounds: ClassVar[bool] = False
+    rounds = False
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste, *, scope: str = "channel") -> None:
         super().__init__(bits, site, rounding)

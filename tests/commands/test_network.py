@@ -96,6 +96,8 @@ def test_a_method_for_one_layer_of_a_float_network() -> None:
     ("words", "key"),
     [
         (("quantizer=qnn_binary", "bits=1", "rounding=asr"), "rounding"),
+        (("quantizer=qnn_linear", "bits=1", "rounding=asr"), "rounding"),
+        (("quantizer=dorefa", "bits=w1a32", "rounding=asr", "discretisation=ewgs"), "rounding and discretisation"),
         (("quantizer=ternary", "bits=w2a32", "discretisation=ewgs"), "discretisation"),
         (("quantizer=pact", "bits=32", "rounding=asr", "discretisation=ewgs"), "rounding and discretisation"),
         (
