@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -105,22 +106,23 @@ def _with_run(command: str, typed: Sequence[str]) -> list[str]:
     if command not in ("eval", "explain"):
         return list(typed)
     words = [text if _is_setting(text) else f"{command}.run={quoted(text)}" for text in typed]
-    return [_place(word) for word in words] if _names_run(command, words) else words
+    return [_place(command, word) for word in words] if _names_run(command, words) else words
 
 
 def _names_run(command: str, words: Sequence[str]) -> bool:
     return any(word.startswith(f"{command}.run=") for word in words)
 
 
-def _place(word: str) -> str:
+def _place(command: str, word: str) -> str:
     """Return a place so that Hydra takes it, whatever the data set that it composes; the run's own may be another.
 
     Raises:
-        ConfigError: a deletion; of a run nothing is left out.
+        ConfigError: what the run has decided, also where the composed data set does not know it; a deletion, as
+            nothing is left out of a run.
     """
     key = word.partition("=")[0]
-    if key.startswith("~"):
-        check_place(key, word)
+    if word and re.split(r"[./]", key.lstrip("+"))[0] not in (command, "engine", "hydra"):
+        check_place(key.lstrip("+"), word)
     return f"++{word}" if key in PLACES else word
 
 

@@ -158,6 +158,9 @@ def test_what_a_run_has_decided_cannot_be_typed(
 ) -> None:
     assert hydra_app.main("eval", [str(saved), "bits=2"]) == 2
     assert "bits=2: the run's own config.yaml decides this" in capsys.readouterr().err
+    # of a text, which the digits that are composed before the run is read do not have
+    assert hydra_app.main("eval", [str(saved), "dataset.eval_lanes=1"]) == 2
+    assert "dataset.eval_lanes=1: the run's own config.yaml decides this" in capsys.readouterr().err
     assert hydra_app.main("eval", ["nowhere"]) == 2
     assert "eval.run=nowhere: no run of qexp" in capsys.readouterr().err
 
