@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.build import build
+from qexp.commands.planning import refuse_other_normalization
 from qexp.config import Config
 from qexp.errors import CheckpointError, ConfigError
 from qexp.report.numbers import is_share
@@ -37,6 +38,8 @@ def run(config: Config) -> dict[str, Any]:
 
     if config.eval.run is None and not config.model.get("weights"):
         raise ConfigError("eval: name what to evaluate: eval.run=<run folder>, or model.weights=<checkpoint>.")
+    if config.eval.run is None:
+        refuse_other_normalization(config)
     source = build(config.dataset)
     seed_everything(config.seed)
     network = build_network(config, source)

@@ -11,7 +11,7 @@ from qexp.config import Config
 from qexp.errors import ConfigError
 from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
-from qexp.runs import FORMAT_VERSION, RunDirectory, link_run, made_by, made_elsewhere
+from qexp.runs import FORMAT_VERSION, Run, RunDirectory, link_run, made_by, made_elsewhere, read_run
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,26 @@ def teacher_weights(config: Config) -> str | None:
     """Return where the weights of distillation's float network are."""
     found = config.task.get("teacher") or config.model.get("weights")
     return None if found is None else str(found)
+
+
+def run_of(weights: str) -> Run | None:
+    """Return the run that trained `weights`; None for a checkpoint of elsewhere."""
+    from qexp.models.weights import checkpoint_file
+
+    file = checkpoint_file(weights)
+    run = RunDirectory(file.parent)
+    return read_run(run.path) if file == run.checkpoint else None
+
+
+def refuse_other_normalization(config: Config) -> None:
+    """Raise ConfigError where a run's weights, used as they are, were trained with another `normalization`."""
+    weights = str(config.model["weights"])
+    run = run_of(weights)
+    if run is None or not run.config:
+        return
+    asked, trained = (value or "null" for value in (config.normalization, run.config.get("normalization")))
+    if asked != trained:
+        raise ConfigError(
+            f"normalization={asked}: {weights} was trained with normalization={trained}, which makes it another"
+            f" network; type normalization={trained}."
+        )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qexp.build import build
-from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run
+from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run, refuse_other_normalization
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import PLAIN_ROUNDING, Config
 from qexp.errors import ConfigError, DataError
@@ -38,6 +38,7 @@ def plan(config: Config) -> Planned:
             "model.weights: qexp ptq starts from a trained network, a random one is never quantized; give a"
             " checkpoint or a run's folder."
         )
+    refuse_other_normalization(config)
     if config.trainer.precision != "float32":
         raise ConfigError(
             f"trainer.precision={config.trainer.precision}: qexp ptq computes in float32; leave it out."

@@ -12,11 +12,10 @@ from typing import Any
 from qexp.build import build
 from qexp.commands import distributed, progressive
 from qexp.commands.devices import devices_of, occupied
-from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run, teacher_weights
+from qexp.commands.planning import Planned, accuracy_line, digests_of, name_run, run_of, teacher_weights
 from qexp.commands.recording import recording_failure, run_log
 from qexp.config import Config
 from qexp.errors import Interrupted, QexpError
-from qexp.runs import RunDirectory, read_run
 
 log = logging.getLogger(__name__)
 
@@ -176,17 +175,10 @@ def _teacher(planned: Planned) -> Any:
         return None
     weights = str(teacher_weights(config))  # there: `digests_of` has asked
     model = {**config.model, "weights": weights}
-    alone = dataclasses.replace(config, model=model, normalization=_normalization(weights))
+    run = run_of(weights)
+    normalization: Any = None if run is None else run.config.get("normalization")
+    alone = dataclasses.replace(config, model=model, normalization=normalization)
     return build_float(alone, planned.source, of_float=True).eval().requires_grad_(False)
-
-
-def _normalization(weights: str) -> Any:
-    """Return the `normalization` of the run that trained `weights`; None for a checkpoint of elsewhere."""
-    from qexp.models.weights import checkpoint_file
-
-    file = checkpoint_file(weights)
-    run = RunDirectory(file.parent)
-    return read_run(run.path).config.get("normalization") if file == run.checkpoint else None
 
 
 def _train(planned: Planned, network: Any, teacher: Any) -> dict[str, Any]:

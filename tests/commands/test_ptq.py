@@ -198,6 +198,17 @@ def test_weights_that_are_no_numbers_are_refused(config, trained, tmp_path):
         ptq.run(config("bits=4", f"model.weights={tmp_path / 'nan.pt'}"))
 
 
+def test_weights_of_a_run_keep_its_normalization(tmp_path):
+    words = (*NETWORK, f"output_dir={tmp_path}", "trainer.threads=1", "quantizer=none")
+    made = train.run(parse(compose(*words, "normalization=shift", "epochs=1", "trainer.compile=false")))
+    words = (*words, f"model.weights={made['path']}")
+    for command, run in (("ptq", ptq.run), ("eval", evaluation.run)):
+        with pytest.raises(ConfigError, match=r"^normalization=null: .*; type normalization=shift\.$"):
+            run(parse(compose(*words, command=command)))
+        found = run(parse(compose(*words, "normalization=shift", command=command)))
+        assert found["metrics"]["test_accuracy"] == pytest.approx(made["metrics"]["test_accuracy"], abs=1e-9)
+
+
 def test_a_sweep_looks_before_it_starts(config):
     planned = planned_run(config("bits=4"))
     assert planned is not None and planned.run_id == ptq.plan(config("bits=4")).run_id
