@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -107,7 +108,7 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         activation=", ".join(dict.fromkeys(_label(reader) for reader in readers)) or "float",
         activation_bits=layer.activation_bits,
         scope=", ".join(dict.fromkeys(reader.scope for reader in readers if reader.learned())),
-        signed=any(reader.site.signed for reader in readers),
+        signed=any(_signed(reader) for reader in readers),
         shape=layer.weight_shape,
         parameters=parameters,
         macs=macs,
@@ -115,6 +116,14 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         weight_bytes=packed_bytes(parameters, 32 if layer.weight is None else layer.weight.stored_bits),
         note=layer.note,
     )
+
+
+def _signed(quantizer: Quantizer) -> bool:
+    """Say whether what it puts out can be negative: a ReLU's place may be taken by a grid with levels below 0."""
+    site = quantizer.site
+    if site.signed or site.kind != "activation" or quantizer.bits == 32:
+        return site.signed
+    return bool((quantizer.codes(torch.zeros(1, *site.shape)).codebook[0] < 0).any())
 
 
 def _site_row(site: Any) -> dict[str, Any]:

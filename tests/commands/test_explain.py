@@ -71,6 +71,23 @@ def test_what_stays_float_says_so(resnet18: dict[str, Any]) -> None:
     assert layer(resnet18, "layer1.0.conv1")["note"] == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "signed"),
+    [
+        ("quantizer=qnn_binary bits=1", True),
+        ("quantizer=qnn_linear bits=w1a2", True),
+        ("quantizer=qnn_log bits=4", True),
+        ("quantizer=pact bits=4 first_last=same", False),
+        ("quantizer=dorefa bits=1 first_last=same", False),
+    ],
+)
+def test_the_sign_of_what_stands_in_a_relus_place_is_its_grids(
+    words: str, signed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = explained(capsys, *words.split())
+    assert [entry["signed"] for entry in report["layers"][1:]] == [signed] * 3
+
+
 @pytest.mark.parametrize(("scope", "alphas", "values"), [("channel", 3, 3 * 512), ("network", 1, 1)])
 def test_alphas_are_counted_once(scope: str, alphas: int, values: int, capsys: pytest.CaptureFixture[str]) -> None:
     report = explained(capsys, f"quantizer.activation.scope={scope}")
