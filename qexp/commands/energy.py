@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +62,34 @@ def energy_table(words: Sequence[str]) -> Table:
         bits = f"w{row.weight_bits}a{row.activation_bits}"
         records.append(_record(layer.name, bits, row, energies[-1]) | {"unique": _unique(weight)})
     records.append(_whole(records, total(energies)))
+    left_out = _left_out(model, plan, records[-1])
     return Table(
         title=f"{_network(words, config)}: memory and energy for one sample",
         columns=COLUMNS,
         rows=[_row(record) for record in records],
         records=records,
-        notes=[*NOTES, f"All of it in float32: {_sum(total(floats))} uJ; as it is: {_sum(total(energies))} uJ."],
+        notes=[
+            *NOTES,
+            f"All of it in float32: {_sum(total(floats))} uJ; as it is: {_sum(total(energies))} uJ.",
+            *left_out,
+        ],
     )
+
+
+def _left_out(model: nn.Module, plan: Plan, whole: Mapping[str, Any]) -> list[str]:
+    """Say which weights no line counts, as no quantizer can reach them (an embedding), and what they change."""
+    modules, listed, more = dict(model.named_modules()), [], 0
+    for name, kind in plan.float_modules:
+        own = modules.get(name, model).parameters(recurse=False)
+        size = 4 * sum(parameter.numel() for parameter in own)
+        listed.append(f"{name} ({kind}), {size:,} bytes")
+        more += size
+    if not listed:
+        return []
+    stored = whole["weight_bytes"] + more
+    times = (whole["times"] * whole["weight_bytes"] + more) / stored
+    with_it = f"with it the weights take {stored:,} bytes, {times:.4g} times smaller"
+    return [f"Float and in no line: {', '.join(listed)}; {with_it}."]
 
 
 def _config(run: Path | None, settings: Sequence[str]) -> Config:

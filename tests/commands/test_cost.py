@@ -182,6 +182,18 @@ def test_the_energy_table_names_its_network(
     assert capsys.readouterr().out.splitlines()[0] == f"{network}: memory and energy for one sample"
 
 
+def test_weights_that_no_quantizer_reaches_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model=lstm", "model.units=8", "dataset=descriptions", "quantizer=uniform", "bits=8"]
+    assert cost.main(["--energy", *words, "first_last=same"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    embedding, layers = 500 * 8, 2 * 4 * 8 * 8 + 500 * 8  # of 500 words; an LSTM's four gates, and the decoder
+    stored, whole = 4 * embedding + layers, 4 * (embedding + layers)
+    assert f"embedding (Embedding), {4 * embedding:,} bytes; with it the weights take {stored:,} bytes" in said
+    assert f"{whole / stored:.4g} times smaller" in said
+    assert cost.main(["--energy"]) == 0
+    assert "in no line" not in capsys.readouterr().out
+
+
 def test_weights_are_read_as_they_are_stored(capsys: pytest.CaptureFixture[str]) -> None:
     """PWLQ's multiplier takes 4 bits, and its memory holds 5 of each weight."""
     assert cost.main(["--energy", "quantizer=pwlq", "bits=4", "--format", "csv"]) == 0
