@@ -122,12 +122,16 @@ def adamax(
     return torch.optim.Adamax(settings, lr=lr, betas=_two(betas), eps=eps)
 
 
+SHIFT_EPS = 2**-27
+"""Of the authors' shift-based AdaMax."""
+
+
 def shift_adamax(
     groups: Sequence[Group],
     *,
     lr: float = 2**-10,
     betas: Sequence[float] = (1 - 2**-3, 1 - 2**-10),
-    eps: float = 2**-27,
+    eps: float = SHIFT_EPS,
     variant: Variant = "paper",
     weight_decay: float = 0.0,
     decay: Decay = "weights",
@@ -142,6 +146,8 @@ def shift_adamax(
     ]
     _refuse(not eps > 0.0, f"optimizer.eps={eps}: above 0, a power of two in the authors' code.")
     _refuse(variant not in ("paper", "authors"), f"optimizer.variant={variant}: choose paper or authors.")
+    without = f"optimizer.eps={eps}: variant=paper has none; leave it out, or take optimizer.variant=authors."
+    _refuse(variant == "paper" and eps != SHIFT_EPS, without)
     return ShiftAdaMax(settings, lr=lr, betas=_two(betas), eps=eps, variant=variant)
 
 
