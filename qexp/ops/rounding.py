@@ -224,11 +224,11 @@ class _HardArctan(torch.autograd.Function):
         k = saved[0] if saved else ctx.k
         full = _full_arctan(k)
         r = x - torch.floor(x) - 0.5
-        scaled = gradient / (1 + (k * r).square()) / full
+        slope = k / full / (1 + (k * r).square())
         if not saved or not ctx.needs_input_grad[1]:
-            return scaled * k, None
+            return gradient * slope, None
         of_full = torch.arctan(k * r) / (full.square() * (1 + (k / 2).square()))
-        return scaled * k, (scaled * r - gradient * of_full).sum().to(k.dtype)
+        return gradient * slope, (gradient * (slope * r / k - of_full)).sum().to(k.dtype)
 
 
 def tanh_round(x: Tensor, alpha: Tensor | float) -> Tensor:

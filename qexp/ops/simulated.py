@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qexp.ops.steps import computed, round_to_step, scoped_mean
+from qexp.ops.steps import computed, scoped_mean
 
 
 @torch.no_grad()
 def rounding_errors(x: Tensor, step: Tensor, lowest: int, highest: int, power: int = 2) -> tuple[Tensor, ...]:
     """Return the mean |x - x_q|^power with half the step, the step and twice the step, each shaped as `step`."""
     x = computed(x)
-    found = []
+    u, found = x / step, []
     for factor in (0.5, 1.0, 2.0):
-        error = x - round_to_step(x, factor * step, lowest, highest)
+        error = x - (u / factor).clamp_(lowest, highest).round_() * (factor * step)  # exact: factors of two
         found.append(scoped_mean(error.square() if power == 2 else error.abs(), step))
     return tuple(found)
 

@@ -89,10 +89,10 @@ def round_to_step(
     if rounding is ste:
         return _StraightThrough.apply(x, step, lowest, highest, masked)
     u = computed(x) / step
-    inside = _clip(u, lowest, highest)
+    inside = _Clip.apply(u, lowest, highest)
     y = rounding(inside) * step
     if not masked:
-        ends = (inside.detach() <= lowest) | (inside.detach() >= highest)  # `_clip` hands nothing back there
+        ends = (inside.detach() <= lowest) | (inside.detach() >= highest)  # `_Clip` hands nothing back there
         y = y + (computed(x) - computed(x).detach()) * ends
     return y.to(x.dtype)
 
@@ -114,15 +114,6 @@ def scoped_mean(x: Tensor, step: Tensor) -> Tensor:
     """Return the mean of `x` over what each value of `step` spans, shaped as `step`."""
     axes = scoped_axes(x, step)
     return (x.mean(axes) if axes else x).reshape(step.shape)
-
-
-def _clip(u: Tensor, lowest: int, highest: int) -> Tensor:
-    """Clip to [lowest, highest] with gradient 1 strictly inside, 0 at the ends: LSQ's `<=` and `>=`."""
-    value = u.clamp(lowest, highest)
-    finite = u.clamp(min=torch.finfo(u.dtype).min, max=torch.finfo(u.dtype).max)
-    # By relu's backward pass, which is 0 at 0, so that neither end passes anything.
-    gradient = highest - torch.relu((highest - lowest) - torch.relu(finite - lowest))
-    return value.detach() + (gradient - gradient.detach())
 
 
 class _StepGradient(torch.autograd.Function):
@@ -147,6 +138,33 @@ class _StepGradient(torch.autograd.Function):
         return (gradient * ctx.scale + added if ctx.scale else added.clone()), None, None
 
 
+class _Clip(torch.autograd.Function):
+    """Clips to [lowest, highest] with gradient 1 strictly inside, 0 at the ends: LSQ's `<=` and `>=`."""
+
+    @staticmethod
+    def forward(u: Tensor, lowest: int, highest: int) -> Tensor:
+        return u.clamp(lowest, highest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, ctx.lowest, ctx.highest = inputs
+        ctx.save_for_backward(u)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return _within(gradient, u, ctx.lowest, ctx.highest), None, None
+
+
+def _within(gradient: Tensor, u: Tensor, lowest: int, highest: int) -> Tensor:
+    """Return `gradient` where u is strictly between the ends, else 0.
+
+    In one pass over memory; masks of booleans, and products with them, are slow.
+    """
+    found: Tensor = torch.ops.aten.hardtanh_backward(gradient, u, lowest, highest)
+    return found
+
+
 class _StraightThrough(torch.autograd.Function):
     """`round_to_step` with the straight-through estimator; only x, which a ReLU before it keeps too, is saved."""
 
@@ -164,8 +182,7 @@ class _StraightThrough(torch.autograd.Function):
         x, step = ctx.saved_tensors
         u = computed(x) / step
         gradient = gradient.to(u.dtype)
-        # 0 at the ends and beyond, in one pass over memory; masks of booleans, and products with them, are slow.
-        wanted = torch.ops.aten.hardtanh_backward(gradient, u, ctx.lowest, ctx.highest)
+        wanted = _within(gradient, u, ctx.lowest, ctx.highest)
         grad_x = (wanted if ctx.masked else gradient).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_step = None
         if ctx.needs_input_grad[1]:
