@@ -41,7 +41,10 @@ def quantizers() -> Iterator[tuple[str, dict[str, Any], str]]:
         for part, roles in (("weight", ["weight"]), ("activation", ["activation", "input"])):
             node = method.get(part)
             for role in roles if node is not None else ():
-                key = f"{node['_target_']}@{locate(node['_target_']).version}"  # type: ignore[attr-defined]
+                kind: Any = locate(node["_target_"])
+                key = f"{node['_target_']}@{kind.version}"
+                if role == "activation" and (special := kind.special_versions.get("relu", 1)) > 1:
+                    key += f" relu@{special}"
                 if (key, role) not in seen:
                     seen.add((key, role))
                     yield key, node, role
