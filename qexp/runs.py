@@ -190,6 +190,12 @@ class Run:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
+def run_beside(file: Path) -> Run | None:
+    """Return the run whose last checkpoint `file` is; None for a checkpoint of elsewhere."""
+    run = RunDirectory(file.parent)
+    return read_run(run.path) if file == run.checkpoint else None
+
+
 def read_run(path: Path) -> Run:
     """Read one run folder; damage goes into `problem`, never into an exception."""
     directory = RunDirectory(path)

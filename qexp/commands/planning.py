@@ -11,7 +11,7 @@ from qexp.config import Config
 from qexp.errors import ConfigError
 from qexp.files import file_digest
 from qexp.identity import config_digest, identity, run_id
-from qexp.runs import FORMAT_VERSION, Run, RunDirectory, link_run, made_by, made_elsewhere, read_run
+from qexp.runs import FORMAT_VERSION, Run, RunDirectory, link_run, made_by, made_elsewhere, run_beside
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ def run_of(weights: str) -> Run | None:
     """Return the run that trained `weights`; None for a checkpoint of elsewhere."""
     from qexp.models.weights import checkpoint_file
 
-    file = checkpoint_file(weights)
-    run = RunDirectory(file.parent)
-    return read_run(run.path) if file == run.checkpoint else None
+    return run_beside(checkpoint_file(weights))
 
 
 def refuse_other_normalization(config: Config) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qexp.errors import CheckpointError
-from qexp.runs import read_run
+from qexp.runs import run_beside
 
 RUN_CHECKPOINT = "last.ckpt"
 RUN_PREFIX = "network."
@@ -175,7 +175,8 @@ def is_quantized(content: object, file: Path) -> bool:
         return False
     if QUANTIZED in state or quantizer_names(content):
         return bool(state.get(QUANTIZED, True))
-    return file.name == RUN_CHECKPOINT and read_run(file.parent).identity.get("quantization") is not None
+    run = run_beside(file)
+    return run is not None and run.identity.get("quantization") is not None
 
 
 def own_names(

@@ -61,8 +61,10 @@ class SoftCells(TrainedRounding):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the nearest integers."""
-        if not torch.is_grad_enabled():
-            return torch.round(x)
+        return self.hard(x) if torch.is_grad_enabled() else torch.round(x)
+
+    def hard(self, x: Tensor) -> Tensor:
+        """Return the nearest integers with the gradient of `soft`."""
         soft = self.soft(x)
         return torch.round(x).detach() + (soft - soft.detach())  # adds an exact zero that carries the gradient
 
@@ -118,9 +120,12 @@ class ASR(SoftCells):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the nearest integers, or in training with `forward=soft` the soft staircase."""
-        if not torch.is_grad_enabled() or not (self.is_soft and self.training):
-            return _HardArctan.apply(x, self.sharpness())
-        return self.soft(x)
+        return self.soft(x) if self.is_soft and self.training else super().forward(x)
+
+    def hard(self, x: Tensor) -> Tensor:
+        """Return the nearest integers with the staircase's gradient, without its value."""
+        rounded: Tensor = _HardArctan.apply(x, self.sharpness())
+        return rounded
 
     def soft(self, x: Tensor) -> Tensor:
         """Return the soft staircase."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qexp.ops.steps import computed, scoped_mean
+from qexp.ops.steps import computed, nearest, scoped_mean
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def rounding_errors(x: Tensor, step: Tensor, lowest: int, highest: int, power: i
     x = computed(x)
     u, found = x / step, []
     for factor in (0.5, 1.0, 2.0):
-        error = x - (u / factor).clamp_(lowest, highest).round_() * (factor * step)  # exact: factors of two
+        error = x - nearest(u, factor, lowest, highest) * (factor * step)  # exact: factors of two
         found.append(scoped_mean(error.square() if power == 2 else error.abs(), step))
     return tuple(found)
 

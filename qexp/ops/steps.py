@@ -57,7 +57,7 @@ def computed(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def nearest(x: Tensor, step: Tensor, lowest: int, highest: int) -> Tensor:
+def nearest(x: Tensor, step: Tensor | float, lowest: int, highest: int) -> Tensor:
     """Return round(clip(x / step, lowest, highest)), the integers, as `computed` has them; their gradient is 0."""
     return (computed(x) / step).clamp_(lowest, highest).round_()
 

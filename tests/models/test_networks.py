@@ -129,13 +129,14 @@ def test_mobile_networks_train_with_a_grid_for_every_layer(model: nn.Module) -> 
     network, negative = quantize_model(plan).train(), set()
     quantizers = [q for _, q in named_quantizers(network) if isinstance(q, LSQ)]
     signed = {q.site.name for q in quantizers if q.site.kind == "input" and q.site.signed}
+
+    def begin(quantizer: nn.Module, values: tuple[Tensor, ...]) -> None:
+        assert isinstance(quantizer, LSQ)
+        quantizer.calibrate(values[0])
+        if quantizer.site.kind == "input" and values[0].min() < 0:
+            negative.add(quantizer.site.name)
+
     for quantizer in quantizers:
-
-        def begin(quantizer: nn.Module, values: tuple[Tensor, ...]) -> None:
-            quantizer.calibrate(values[0])  # type: ignore[operator]
-            if quantizer.site.kind == "input" and values[0].min() < 0:  # type: ignore[union-attr]
-                negative.add(quantizer.site.name)  # type: ignore[union-attr]
-
         quantizer.register_forward_pre_hook(begin)
     torch.manual_seed(0)
     images = torch.rand(4, 3, 32, 32) * 4 - 2
