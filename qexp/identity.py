@@ -131,11 +131,8 @@ def _gradient(config: Config) -> dict[str, Any]:
     """
     if config.gradient_bits is None:
         return {}
-    method, inner = config.quantizer, (config.bits.weight, config.bits.activation)
-    weight, activation = (
-        32 if method.get(key) is None else width for key, width in zip(_METHOD_KEYS, inner, strict=True)
-    )
-    fed = ["fed"] if method["placement"] == "relu" and weight == 32 and activation < 32 else []
+    weight, activation = (width or 32 for width in _effective_widths(config)[0])
+    fed = ["fed"] if config.quantizer["placement"] == "relu" and weight == 32 and activation < 32 else []
     return {"gradient": [config.gradient_bits, config.gradient_form, *fed]}
 
 
