@@ -45,6 +45,11 @@ class Grid:
         """No value is larger in magnitude; float64, as `half_step`."""
         return self.half_step.double() * self.largest + abs(self.offset)
 
+    @property
+    def signs(self) -> bool:
+        """Whether it has two levels, one on each side of zero and as far."""
+        return self.bits == 1 and not self.shift and not self.offset and bool((self.half_step > 0).all())
+
     def integers(self, codes: Tensor) -> Tensor:
         """Return the whole numbers of codes, in their dtype."""
         return 2 * codes - (2**self.bits - 1) + self.shift

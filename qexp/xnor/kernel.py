@@ -78,6 +78,7 @@ class Kernel:
         thresholds: Tensor | None = None,
         flips: Tensor | None = None,
         path: int = -1,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Return the sums (rows, columns), int32, or, with thresholds, which of them reach theirs, packed.
 
@@ -90,6 +91,7 @@ class Kernel:
             thresholds: (columns padded to whole blocks,), int32; the result is then (rows, blocks), int64.
             flips: (blocks,), int64; a bit of the result is turned where it has a 1.
             path: which instructions; -1: the fastest here.
+            out: where the sums go, (rows, columns), int32; None: fresh memory, which the system clears first.
         """
         bytes_ = activations.dtype == torch.uint8
         _need(activations, "activations", torch.uint8 if bytes_ else torch.int64, dims=3)
@@ -122,7 +124,10 @@ class Kernel:
             base_rows=len(base),
         )
         if thresholds is None:
-            result = self._fresh((rows, columns), torch.int32)
+            result = self._fresh((rows, columns), torch.int32) if out is None else out
+            _need(result, "out", torch.int32)
+            if result.shape != (rows, columns):
+                raise ValueError(f"out: {tuple(result.shape)}")
             problem.sums = result.data_ptr()
         else:
             assert flips is not None

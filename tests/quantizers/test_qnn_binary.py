@@ -11,7 +11,7 @@ from torch import nn
 
 from qexp.errors import ConfigError
 from qexp.layers.quantized import QuantConv2d
-from qexp.ops.binary import sign, stochastic_sign
+from qexp.ops.binary import sign, stochastic_sign, windowed
 from qexp.quantizers.base import Site
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
 
@@ -30,6 +30,18 @@ def test_the_sign_and_its_mask_at_the_edges() -> None:
     quantizer = BinaryActivation(1, ACTIVATION)
     assert quantizer(torch.tensor(EDGES)).tolist() == [-1, -1, -1, 1, 1, 1, 1, 1, 1]
     assert gradient_at(quantizer, EDGES) == [0, 2, 3, 4, 5, 6, 7, 0, 0]  # |x| <= 1, ends included
+
+
+@pytest.mark.parametrize("window", [1.0, 0.5, None])
+def test_without_a_gradient_the_values_are_the_same(window: float | None) -> None:
+    x = torch.tensor([*EDGES, -math.inf, math.nan])
+    wanted = windowed(sign(x), x.clone().requires_grad_(), window)
+    assert wanted[:-1].tolist() == [-1, -1, -1, 1, 1, 1, 1, 1, 1, -1]
+    assert wanted[-1].isnan(), "what is no number stays none"
+    with torch.no_grad():
+        found = windowed(sign(x), x.clone().requires_grad_(), window)
+    for each in (found, windowed(sign(x), x, window)):
+        assert torch.equal(each.nan_to_num(7), wanted.detach().nan_to_num(7))
 
 
 def test_the_mask_is_the_same_when_compiled() -> None:

@@ -97,6 +97,10 @@ def test_a_product_is_the_integers(kernel, rows: int, depth: int, columns: int, 
             base = (-(2**bits - 1) * odd(right, 1).sum(1)).to(torch.int32).unsqueeze(0)
         found = product.sums(packed, weight, linear_geometry(rows), base)
         assert torch.equal(found.double(), wanted)
+        if isinstance(product, NativeProduct):
+            at_hand = torch.full_like(found, 7)
+            assert product.sums(packed, weight, linear_geometry(rows), base, at_hand) is at_hand
+            assert torch.equal(at_hand, found)
         least = wanted.median(0).values.to(torch.int32)
         turned = torch.arange(columns) % 2 == 1
         bits_found = product.reached(packed, weight, linear_geometry(rows), base, Limits(least, turned))
@@ -137,6 +141,9 @@ def test_shapes_that_do_not_fit_are_refused_and_not_read(kernel) -> None:
     words, base, geometry = torch.zeros(1, 3, 2).long(), torch.zeros(1, 5).int(), linear_geometry(3)
     least, flips = torch.zeros(64).int(), torch.zeros(1).long()
     assert kernel.product(words, weight, 5, base, geometry, least, flips).shape == (3, 1)
+    for out in (torch.zeros(5, 3).int(), torch.zeros(3, 5).long(), torch.zeros(5, 3).int().t()):
+        with pytest.raises(ValueError, match="out"):
+            kernel.product(words, weight, 5, base, geometry, out=out)
     for wrong, name in (
         ((words[:, :, :1].contiguous(), weight, 5, base, geometry), "weights"),
         ((words[:, :2].contiguous(), weight, 5, base, geometry), "activations"),
