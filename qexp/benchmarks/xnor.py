@@ -113,15 +113,11 @@ def _product(product: NativeProduct, side: int) -> Works:
     geometry = linear_geometry(side)
     turned, half = right.t().contiguous(), (left.bfloat16(), right.t().contiguous().bfloat16())
     signs = [torch.where(each >= 0, 1, -1).to(torch.int8) for each in (left, turned)]
-    # All write where memory is at hand, as a network does that runs again and again: in other memory every time
-    # the packed product takes a tenth longer.
-    sums, out = torch.empty(side, side, dtype=torch.int32), torch.empty(side, side)
-    half_out = torch.empty_like(half[0])
     return {
-        "packed": lambda: product.sums(product.signs(left), weight, geometry, base, sums),
-        "float32": lambda: torch.matmul(left, turned, out=out),
-        "bfloat16": lambda: torch.matmul(*half, out=half_out),
-        "int8": lambda: torch._int_mm(*signs, out=sums),
+        "packed": lambda: product.sums(product.signs(left), weight, geometry, base),
+        "float32": lambda: left @ turned,
+        "bfloat16": lambda: half[0] @ half[1],
+        "int8": lambda: torch._int_mm(*signs),
     }
 
 

@@ -61,16 +61,27 @@ constexpr int64_t kColumns = 64;  // of a tile: one word of packed output
 constexpr int kMicroRows = 6;     // 6 x 4 accumulators, 4 weights and a row's word fill 29 of 32 registers
 constexpr int64_t kDepth = 256;   // words of a row at once: 32 columns of weights then stay in the second cache
 
-// Runs task(0) ... task(count - 1) on up to `threads` threads, in whatever order.
+// GNU OpenMP's parallel region: function(data) on so many threads.
+using Team = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+Team team = nullptr;
+
+// Runs task(0) ... task(count - 1) on up to `threads` threads, in whatever order: on those that torch computes with,
+// where they are known. They wait for more in a loop for a while after every work of theirs, and others that began
+// then would share the processors with them.
 template <typename Task>
 void parallel(int64_t count, int threads, const Task& task) {
   std::atomic<int64_t> next{0};
   auto work = [&] {
     for (int64_t index; (index = next.fetch_add(1)) < count;) task(index);
   };
+  threads = int(std::min<int64_t>(threads, count));
+  if (team != nullptr && threads > 1) {
+    team([](void* data) { (*static_cast<decltype(work)*>(data))(); }, &work, unsigned(threads), 0);
+    return;
+  }
   std::vector<std::thread> others;
   try {
-    for (int64_t other = 1; other < std::min<int64_t>(threads, count); ++other) others.emplace_back(work);
+    for (int other = 1; other < threads; ++other) others.emplace_back(work);
   } catch (const std::system_error&) {
     // No more threads for this process: those that began, and this one, do the work.
   }
@@ -483,6 +494,9 @@ void qexp_wish_large_pages(void* memory, int64_t size) {
   if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 #endif
 }
+
+// Says how to compute on torch's threads: `GOMP_parallel` of the OpenMP that it loaded, or null.
+void qexp_use_team(void* found) { team = reinterpret_cast<Team>(found); }
 
 // What the processor runs: a `Path`.
 int qexp_best_path() { return static_cast<int>(best_path()); }

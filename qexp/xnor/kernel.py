@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ class Kernel:
             found.argtypes, found.restype = arguments, result
             return found
 
+        self._use_team = function("use_team", pointer)
+        self._use_team(_team())
         self._product = function("product", ctypes.POINTER(_Problem), small, small)
         self._pack_signs = function("pack_signs", pointer, whole, whole, pointer, small)
         self._pack_codes = function("pack_codes", pointer, whole, whole, small, pointer, small)
@@ -78,7 +81,6 @@ class Kernel:
         thresholds: Tensor | None = None,
         flips: Tensor | None = None,
         path: int = -1,
-        out: Tensor | None = None,
     ) -> Tensor:
         """Return the sums (rows, columns), int32, or, with thresholds, which of them reach theirs, packed.
 
@@ -91,7 +93,6 @@ class Kernel:
             thresholds: (columns padded to whole blocks,), int32; the result is then (rows, blocks), int64.
             flips: (blocks,), int64; a bit of the result is turned where it has a 1.
             path: which instructions; -1: the fastest here.
-            out: where the sums go, (rows, columns), int32; None: fresh memory, which the system clears first.
         """
         bytes_ = activations.dtype == torch.uint8
         _need(activations, "activations", torch.uint8 if bytes_ else torch.int64, dims=3)
@@ -124,10 +125,7 @@ class Kernel:
             base_rows=len(base),
         )
         if thresholds is None:
-            result = self._fresh((rows, columns), torch.int32) if out is None else out
-            _need(result, "out", torch.int32)
-            if result.shape != (rows, columns):
-                raise ValueError(f"out: {tuple(result.shape)}")
+            result = self._fresh((rows, columns), torch.int32)
             problem.sums = result.data_ptr()
         else:
             assert flips is not None
@@ -177,6 +175,13 @@ class Kernel:
         if (size := tensor.numel() * tensor.element_size()) >= _LARGE:
             self._wish_large_pages(tensor.data_ptr(), size)
         return tensor
+
+
+def _team() -> int | None:
+    """Return where GNU's OpenMP that torch computes with begins a parallel region; None: there is none."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # macOS and Windows have others
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    return None
 
 
 def _threads(work: float) -> int:

@@ -54,6 +54,7 @@ class IntegerLayer(nn.Module):
         self.layer = layer
         weight, codes = _weight_grid(layer) if weights is None else weights
         self._check(layer, weight, codes)
+        self._signs = grid.signs
         self.weight_grid, self.codes = weight, codes
         self.mode: Mode = "packed"
         self.different = 0  # accumulators that the two ways did not agree on
@@ -145,7 +146,7 @@ class IntegerLayer(nn.Module):
         """
         if isinstance(self.layer.input_quantizer, ImageGrid):
             codes = self.product.image_codes(x, self.layer.input_quantizer)
-        elif self.grid.signs:
+        elif self._signs:
             return self.product.signs(self._rows(self._quantized(x)).float())
         else:
             codes = self.grid.codes(self._quantized(x)).to(torch.uint8)

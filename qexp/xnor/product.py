@@ -164,18 +164,9 @@ class NativeProduct(TorchProduct):
         lowest, step = float(image.lowest.flatten()[0]), float(image.step.flatten()[0])
         return self.kernel.quantize(x.float().contiguous(), lowest, step, 2**image.bits - 1)
 
-    def sums(
-        self,
-        activations: Tensor,
-        weight: PackedWeight,
-        geometry: Geometry,
-        base: Tensor,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """See `TorchProduct`; of bytes, base + 2 sum of byte times sign. `out`: memory for them, (rows, out)."""
-        return self.kernel.product(
-            activations, weight.prepared, weight.outputs, base, geometry, path=self.path, out=out
-        )
+    def sums(self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor) -> Tensor:
+        """See `TorchProduct`; of bytes, base + 2 sum of byte times sign."""
+        return self.kernel.product(activations, weight.prepared, weight.outputs, base, geometry, path=self.path)
 
     def reached(
         self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor, limits: Limits
