@@ -34,6 +34,7 @@ examples:
   qexp table compare/cifar10_resnet20          an experiment's runs, as its file says they are best compared
   qexp table outputs/train --against lsq       every row against one method's, seed by seed, with a paired t-test
   qexp table outputs/train --also epoch_seconds,step_highest
+  qexp table outputs/train --float-apart model.start    "vs float" although float networks start otherwise
   qexp table outputs/train --output runs.tex   the form follows the name: .md .csv .tex .txt
   qexp table pact/table1                       the paper's table: published | measured | difference | verdict
   qexp table pact/table1 --only resnet20       rows that contain this; its runs are in outputs/pact/table1
@@ -41,6 +42,9 @@ examples:
 
 A row is a group of runs that differ in nothing but the seed. From three seeds on it has a 95% t-interval.
 """
+
+_OWN = ("by", "across", "against", "also", "float_apart")
+"""Options that an experiment's file may set for its runs (`experiment.table`), none of them where one is typed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--across", metavar="KEY", help="the key whose values are the columns")
     options.add_argument("--against", metavar="NAME", help="a quantizer, or KEY=VALUE,...: what to compare with")
     options.add_argument("--also", metavar="NAMES", help="further metrics beside it, with commas")
+    options.add_argument(
+        "--float-apart", metavar="KEYS", help="settings that a row's float network may have otherwise, with commas"
+    )
     options.add_argument("--metric", default=None, help="the number to show (test_accuracy)")
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
@@ -129,16 +136,20 @@ def _measured(arguments: argparse.Namespace) -> Table:
         if name.partition("/")[0] in papers and not is_there(name):
             load_artefact(name)  # a mistyped table, not a folder: the message names the nearest
     roots = [Path(name) for name in arguments.what] or [Path(DEFAULT_ROOT)]
-    by = [key.strip() for key in arguments.by.split(",")] if arguments.by else None
+    by = _names(arguments.by) or None
     runs = collect(roots)
     metric = arguments.metric or primary_metric(runs)
     against = parse_against(arguments.against) if arguments.against else None
-    also = [name.strip() for name in arguments.also.split(",")] if arguments.also else []
+    also, apart = _names(arguments.also), _names(arguments.float_apart)
     if arguments.across:
-        if against or also:
-            raise ConfigError("--across shows one number a cell: leave --against and --also out.")
+        if against or also or apart:
+            raise ConfigError("--across shows one number a cell: leave --against, --also and --float-apart out.")
         return across_table(runs, metric, arguments.across, by)
-    return measured_table(runs, metric, by, against=against, also=also)
+    return measured_table(runs, metric, by, against=against, also=also, apart=apart)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def primary_metric(runs: Sequence[Run]) -> str:
@@ -159,9 +170,9 @@ def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:
             command = _first_command(file)
             raise ConfigError(f"{name}: nothing has been run; {command} makes its runs, in {folders[0]}.")
         words = (yaml.safe_load(file.read_text(encoding="utf-8")).get("experiment") or {}).get("table") or ""
-        if alone and not any((arguments.by, arguments.across, arguments.against, arguments.also)):
+        if alone and not any(getattr(arguments, key) for key in _OWN):
             own = parser().parse_args([*words.split(), name])
-            for key in ("by", "across", "against", "also"):
+            for key in _OWN:
                 setattr(arguments, key, getattr(own, key))
         if alone:
             arguments.runs = None
@@ -180,9 +191,9 @@ def _published(arguments: argparse.Namespace) -> Table:
         raise ConfigError(
             f"{' '.join(arguments.what)}: one published table at a time; name its runs with --runs FOLDER"
         )
-    for option in ("by", "metric", "across", "against", "also"):
+    for option in (*_OWN, "metric"):
         if getattr(arguments, option):
-            raise ConfigError(f"--{option} is set by the published table itself: leave it out")
+            raise ConfigError(f"--{option.replace('_', '-')} is set by the published table itself: leave it out")
     artefact = load_artefact(arguments.what[0])
     runs = runs_of(artefact, arguments.runs)
     if artefact.figure == "system":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,9 +187,10 @@ class Facts:
         """Say whether both ends have the widths of a rule, in whatever words: at 2 bits `same` is `2`."""
         return rule == self.first_last if self.ends is None else _fits(rule, self.bits, self.ends)
 
-    def baseline_key(self) -> tuple[tuple[str, str], ...]:
-        """Return what a float run must share with this one to be its baseline (all but the seed)."""
-        kept = {key: value for key, value in self.recipe.items() if not _under(key, _QUANTIZATION)}
+    def baseline_key(self, without: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+        """Return what a float run must share with this one to be its baseline: all but the seed and `without`."""
+        other = (*_QUANTIZATION, *without)
+        kept = {key: value for key, value in self.recipe.items() if not _under(key, other)}
         kept |= {"model": self.model, "dataset": self.dataset, "command": self.command}
         return tuple(sorted((key, repr(value)) for key, value in kept.items()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qexp.errors import ConfigError, did_you_mean
@@ -281,15 +281,27 @@ def _order(group: Group) -> tuple[object, ...]:
     return (one.model, one.dataset, not one.is_float, [-width for width in widths], one.quantizer, rest)
 
 
-def baseline_difference(group: Group, floats: Sequence[Group]) -> Summary | None:
-    """Return the group's values minus those of its float baseline, seed by seed.
+def baseline_difference(group: Group, floats: Sequence[Group], apart: Collection[str] = ()) -> Summary | None:
+    """Return the group's values minus those of its float baseline, seed by seed; None where there is none.
 
-    The baseline is the float run of the same model, data set, recipe and seed; None where there is none.
+    Args:
+        group: quantized runs.
+        floats: where the baseline is looked for: the float run of the same model, data set, recipe and seed.
+        apart: settings in which it may differ, where none is the same in all.
+
+    Raises:
+        ConfigError: several float networks differ from the group in `apart` alone.
     """
     if group.first.is_float:
         return None
-    wanted = group.first.baseline_key()
-    fitting = [one for one in floats if one.first.is_float and one.first.baseline_key() == wanted]
+    for without in ((), apart):
+        wanted = group.first.baseline_key(without)
+        fitting = [one for one in floats if one.first.is_float and one.first.baseline_key(without) == wanted]
+        if fitting:
+            break
+    if len({one.first.baseline_key() for one in fitting}) > 1:
+        names = " and ".join(one.first.run.path.name for one in fitting[:2])
+        raise ConfigError(f"--float-apart: {names} are both float networks of {group.first.run.path.name}.")
     differences = differences_from(fitting, group)
     return summarize(differences) if differences else None
 

@@ -9,6 +9,7 @@ from qexp.errors import ConfigError, did_you_mean
 from qexp.report.against import paired, paired_text, partner
 from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
 from qexp.report.groups import Group, baseline_difference, by_ends, by_origin, group_runs, metric_of, metrics_of
+from qexp.report.intervals import Summary
 from qexp.report.networks import changed_in_any
 from qexp.report.numbers import change_text, interval_text, unit, value_text
 from qexp.report.progress import progress_text
@@ -39,6 +40,7 @@ def measured_table(
     *,
     against: Mapping[str, str] | None = None,
     also: Sequence[str] = (),
+    apart: Sequence[str] = (),
 ) -> Table:
     """Build the table of any runs.
 
@@ -48,14 +50,16 @@ def measured_table(
         by: keys to group by; None: model, data set, quantizer, bits, and whatever else differs.
         against: what the runs are that every other row is compared with, seed by seed.
         also: further metrics, whose means stand beside.
+        apart: settings in which a row's float network may differ from it.
 
     Returns:
         The table; accuracies in percent, differences in points.
 
     Raises:
-        ConfigError: no run has the metric, or `by` would mix recipes.
+        ConfigError: no run has the metric, `by` would mix recipes, or no run has a setting of `apart`.
     """
     finished, notes = usable(runs, metric)
+    _refuse_unknown(apart, finished)
     groups = group_runs(finished, metric, by)
     floats = group_runs([run for run in finished if run.is_float], metric)
     keys = list(groups[0].keys) if groups else list(SUBJECT)
@@ -64,8 +68,9 @@ def measured_table(
     if by is None and CORRECTION not in keys and _made_by("ptq", groups):
         keys.append(CORRECTION)
     columns = _columns(keys, metric, epochs=bool(_made_by("train", groups)) or not groups)
-    rows = [_row(group, floats, keys, metric) for group in groups]
-    records = [_record(group, floats, keys, metric) for group in groups]
+    differences = [baseline_difference(group, floats, apart) for group in groups]
+    rows = [_row(*each, keys, metric) for each in zip(groups, differences, strict=True)]
+    records = [_record(*each, keys, metric) for each in zip(groups, differences, strict=True)]
     if against is not None:
         columns.append(Column("against", f"vs {', '.join(against.values())}", number=True))
         _compare(groups, against, metric, rows, records)
@@ -77,7 +82,7 @@ def measured_table(
         columns=columns,
         rows=rows,
         records=records,
-        caption=f"{caption(groups, metric)} {_baselines(groups)}",
+        caption=f"{caption(groups, metric)} {_baselines(groups, apart)}",
         notes=notes,
     )
 
@@ -128,12 +133,20 @@ def caption(groups: Sequence[Group], metric: str) -> str:
     return " ".join(parts)
 
 
-def _baselines(groups: Sequence[Group]) -> str:
+def _refuse_unknown(apart: Sequence[str], runs: Sequence[Facts]) -> None:
+    known = {key for run in runs for key in run.recipe}
+    for key in apart if runs else ():
+        if key not in known:
+            raise ConfigError(f"--float-apart: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
+
+
+def _baselines(groups: Sequence[Group], apart: Sequence[str]) -> str:
     """Say which float network a difference is taken against."""
     shared = {"train": "model, data set, recipe and seeds", "ptq": "model, weights, data set and seeds"}
     made = [command for command in shared if _made_by(command, groups)] or ["train"]
     texts = [f"same {shared[command]}{f' (qexp {command})' if len(made) > 1 else ''}" for command in made]
-    return f"Float: {', or '.join(texts)}, without quantizer."
+    own = f"; {', '.join(apart)} may be its own" if apart else ""
+    return f"Float: {', or '.join(texts)}, without quantizer{own}."
 
 
 def _made_by(command: str, groups: Sequence[Group]) -> list[Group]:
@@ -165,8 +178,8 @@ def _columns(keys: Sequence[str], metric: str, *, epochs: bool) -> list[Column]:
     ]
 
 
-def _row(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: str) -> dict[str, str]:
-    summary, difference = group.summary, baseline_difference(group, floats)
+def _row(group: Group, difference: Summary | None, keys: Sequence[str], metric: str) -> dict[str, str]:
+    summary = group.summary
     text = ABSENT if difference is None else change_text(difference, metric)
     if difference is not None and difference.n < summary.n:
         text += f" (n = {difference.n})"
@@ -179,8 +192,8 @@ def _row(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: str
     }
 
 
-def _record(group: Group, floats: Sequence[Group], keys: Sequence[str], metric: str) -> dict[str, object]:
-    summary, difference = group.summary, baseline_difference(group, floats)
+def _record(group: Group, difference: Summary | None, keys: Sequence[str], metric: str) -> dict[str, object]:
+    summary = group.summary
     return {key: group.first.get(key) for key in keys} | {
         "metric": metric,
         "n": summary.n,

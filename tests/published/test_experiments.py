@@ -131,3 +131,14 @@ def test_every_table_and_figure_with_runs_is_an_experiment() -> None:
     wanted |= {f"pwlq/table{number}" for number in range(1, 5)} | {"pwlq/fig2_left", "pwlq/fig2_right"}
     wanted |= {f"pwlq/s_table{number}" for number in range(1, 7)} | {"pwlq/table4_loss", "pwlq/s_table1_mse"}
     assert wanted <= set(EXPERIMENTS)
+
+
+def test_the_float_network_of_the_gradients_is_that_of_all_its_rows() -> None:
+    """Apart from the settings that the experiment's file names for its table."""
+    node = OmegaConf.load(config_dir() / "experiment" / "qnn" / "gradients.yaml").experiment
+    apart = node.table.removeprefix("--float-apart ").split(",")
+    made = [configuration(node.name, "train", words) for words in words_of(node.name, "")]
+    jobs = [facts(Run(config_dir() / "x", "done", dict(plain), {}, None, {})) for plain in made]
+    assert len(jobs) == 7
+    assert len({job.baseline_key() for job in jobs}) == 2, "else nothing needs to be said"
+    assert len({job.baseline_key(apart) for job in jobs}) == 1

@@ -12,6 +12,7 @@ from qexp.errors import ConfigError
 from qexp.identity import identity
 from qexp.report.facts import Facts, facts
 from qexp.report.groups import baseline_difference, by_ends, by_origin, group_runs
+from qexp.report.measured import measured_table
 from qexp.runs import Run, find_runs
 
 from ..composing import compose
@@ -113,6 +114,31 @@ def test_a_float_run_of_another_recipe_is_no_baseline(make_run: MakeRun, tmp_pat
     make_run("pact", 4, 0, 0.91)
     groups = group_runs(found(tmp_path), "test_accuracy")
     assert baseline_difference(groups[1], groups) is None
+
+
+def test_a_float_network_may_differ_where_that_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("none", 4, 0, 0.92, **{"model.start": "glorot"})
+    make_run("pact", 4, 0, 0.91, **{"model.start": "unit"})
+
+    def difference(*apart: str) -> Any:
+        (record,) = (
+            one for one in measured_table(find_runs(tmp_path), apart=apart).records if one["bits"] != "32"
+        )
+        return record["difference"]
+
+    assert difference() is None
+    assert difference("model.start") == pytest.approx(-0.01)
+    assert difference("optimizer.lr") is None
+    assert "without quantizer; model.start may be its own." in (
+        measured_table(find_runs(tmp_path), apart=["model.start"]).caption
+    )
+    with pytest.raises(ConfigError, match=r"--float-apart: 'model\.begin' is no setting of these runs"):
+        difference("model.begin")
+    make_run("none", 4, 0, 0.90, **{"model.start": "zeros"})
+    with pytest.raises(ConfigError, match="are both float networks of"):
+        difference("model.start")
+    make_run("none", 4, 0, 0.95, **{"model.start": "unit"})
+    assert difference("model.start") == pytest.approx(-0.04), "the same recipe comes first"
 
 
 @pytest.mark.parametrize(
