@@ -6,6 +6,9 @@ Neural Networks", arXiv 1609.07061, has the same.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,15 +36,44 @@ def windowed(value: Tensor, x: Tensor, window: float | None = 1.0) -> Tensor:
     """Return `value`, exactly; its gradient goes to x where |x| <= window, both ends included (equations 4 and 5).
 
     Args:
-        value: what stands in the forward pass.
+        value: what stands in the forward pass; where x is no number (NaN), none does.
         x: where the gradient goes, in value's shape.
         window: half-width; None lets every gradient pass.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if torch.compiler.is_compiling():  # which stores the masks of the function below, slowly
+        passing = inside(x, window)
+        return value.detach() + (passing - passing.detach())
+    made: Tensor = _Windowed.apply(value.detach(), x, None if window is None else _above(window, x.dtype))
+    return made
+
+
+class _Windowed(torch.autograd.Function):
+    """`windowed` in few passes: the second operand gets the gradient, between -end and end or everywhere."""
+
+    @staticmethod
+    def forward(value: Tensor, x: Tensor, end: float | None) -> Tensor:
         finite = x.clamp(-1.0, 1.0)
-        return value + (finite - finite)  # as below: what is no number (NaN) stays none
-    passing = inside(x, window)
-    return value.detach() + (passing - passing.detach())
+        return value + (finite - finite)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, ctx.end = inputs
+        ctx.save_for_backward(*([] if ctx.end is None else [x]))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        if ctx.end is None:
+            return None, gradient, None
+        (x,) = ctx.saved_tensors
+        return None, torch.ops.aten.hardtanh_backward(gradient, x, -ctx.end, ctx.end), None  # 0 at both ends
+
+
+def _above(window: float, dtype: torch.dtype) -> float:
+    """Return the next number above `window`: in float64, or in float32, in which narrower ones are compared."""
+    if dtype == torch.float64:
+        return math.nextafter(window, math.inf)
+    share, exponent = math.frexp(window)
+    return (round(share * 2**24) + 1) * 2.0 ** (exponent - 24)
 
 
 def inside(x: Tensor, window: float | None = 1.0) -> Tensor:
