@@ -17,10 +17,12 @@ from torch.nn import functional as F
 def sign(x: Tensor) -> Tensor:
     """Return +1 where x >= 0, else -1, in x's dtype; never 0, unlike `torch.sign` (equation 1).
 
+    It has no gradient, and is +1 where x is NaN.
+
     >>> sign(torch.tensor([-0.5, -0.0, 0.0, 2.0])).tolist()
     [-1.0, 1.0, 1.0, 1.0]
     """
-    return torch.sign(x).add_(0.5).sign_()  # ten times as fast as `where` between two numbers, uncompiled
+    return torch.sign(x.detach()).add_(0.5).sign_()  # ten times as fast as `where` between two numbers, uncompiled
 
 
 def stochastic_sign(x: Tensor) -> Tensor:
@@ -28,22 +30,24 @@ def stochastic_sign(x: Tensor) -> Tensor:
 
     Draws one float32 number an element from torch's global generator.
     """
-    probability = ((x.float() + 1) / 2).clamp(0, 1)
-    return torch.where(torch.rand_like(probability) < probability, 1.0, -1.0).to(x.dtype)
+    probability = ((x.detach().float() + 1) / 2).clamp_(0, 1)
+    above = torch.sign(probability.sub_(torch.rand_like(probability)))  # 0 where the two are equal
+    return above.sub_(0.5).sign_().to(x.dtype)
 
 
 def windowed(value: Tensor, x: Tensor, window: float | None = 1.0) -> Tensor:
     """Return `value`, exactly; its gradient goes to x where |x| <= window, both ends included (equations 4 and 5).
 
     Args:
-        value: what stands in the forward pass; where x is no number (NaN), none does.
+        value: what stands in the forward pass; NaN stands where x is NaN.
         x: where the gradient goes, in value's shape.
-        window: half-width; None lets every gradient pass.
+        window: half-width; None and infinity let the gradient of every finite x pass.
     """
-    if torch.compiler.is_compiling():  # which stores the masks of the function below, slowly
+    if torch.compiler.is_compiling():  # a compiler stores the masks of the function below, slowly
         passing = inside(x, window)
         return value.detach() + (passing - passing.detach())
-    made: Tensor = _Windowed.apply(value.detach(), x, None if window is None else _above(window, x.dtype))
+    end = None if window is None or math.isinf(window) else _above(window, x.dtype)
+    made: Tensor = _Windowed.apply(value.detach(), x, end)
     return made
 
 
@@ -70,10 +74,8 @@ class _Windowed(torch.autograd.Function):
 
 def _above(window: float, dtype: torch.dtype) -> float:
     """Return the next number above `window`: in float64, or in float32, in which narrower ones are compared."""
-    if dtype == torch.float64:
-        return math.nextafter(window, math.inf)
-    share, exponent = math.frexp(window)
-    return (round(share * 2**24) + 1) * 2.0 ** (exponent - 24)
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.nextafter(torch.tensor(window, dtype=wide), torch.tensor(math.inf, dtype=wide)).item()
 
 
 def inside(x: Tensor, window: float | None = 1.0) -> Tensor:

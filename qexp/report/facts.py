@@ -195,6 +195,13 @@ class Facts:
         return tuple(sorted((key, repr(value)) for key, value in kept.items()))
 
 
+def all_settings(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys of all leaves of a configuration, those that say what their absence says, too."""
+    inner = [(f"{prefix}{key}", value) for key, value in config.items()]
+    found = [all_settings(value, f"{name}.") if isinstance(value, Mapping) else [name] for name, value in inner]
+    return [name for names in found for name in names]
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of a configuration by dotted key, but for those that say what their absence says.
 

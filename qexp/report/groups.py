@@ -299,9 +299,13 @@ def baseline_difference(group: Group, floats: Sequence[Group], apart: Collection
         fitting = [one for one in floats if one.first.is_float and one.first.baseline_key(without) == wanted]
         if fitting:
             break
-    if len({one.first.baseline_key() for one in fitting}) > 1:
-        names = " and ".join(one.first.run.path.name for one in fitting[:2])
-        raise ConfigError(f"--float-apart: {names} are both float networks of {group.first.run.path.name}.")
+    unlike = {one.first.baseline_key(): one.first.run.path.name for one in fitting}
+    if len(unlike) > 1:
+        names = " and ".join(list(unlike.values())[:2])
+        raise ConfigError(
+            f"--float-apart: {names} could both be the float network of {group.first.run.path.name}; leave one of"
+            " them out, or name fewer settings."
+        )
     differences = differences_from(fitting, group)
     return summarize(differences) if differences else None
 

@@ -67,21 +67,22 @@ Team team = nullptr;
 
 // Runs task(0) ... task(count - 1) on up to `threads` threads, in whatever order: on those that torch computes with,
 // where they are known. They wait for more in a loop for a while after every work of theirs, and others that began
-// then would share the processors with them.
+// then would share the processors with them. All are asked, be there too few tasks: GNU's OpenMP ends those that a
+// smaller team leaves out, and begins new ones for torch's next work (pytorch issue 32008).
 template <typename Task>
 void parallel(int64_t count, int threads, const Task& task) {
   std::atomic<int64_t> next{0};
   auto work = [&] {
     for (int64_t index; (index = next.fetch_add(1)) < count;) task(index);
   };
-  threads = int(std::min<int64_t>(threads, count));
-  if (team != nullptr && threads > 1) {
+  if (count <= 1 || threads <= 1) return work();
+  if (team != nullptr) {
     team([](void* data) { (*static_cast<decltype(work)*>(data))(); }, &work, unsigned(threads), 0);
     return;
   }
   std::vector<std::thread> others;
   try {
-    for (int other = 1; other < threads; ++other) others.emplace_back(work);
+    for (int64_t other = 1; other < std::min<int64_t>(threads, count); ++other) others.emplace_back(work);
   } catch (const std::system_error&) {
     // No more threads for this process: those that began, and this one, do the work.
   }
@@ -452,7 +453,7 @@ uint64_t plane_of_any(const uint8_t* codes, int64_t count, int plane) {
 // Calls word(row, index, elements) for each word of `rows` rows of `count` elements.
 template <typename Word>
 void each_word(int64_t rows, int64_t count, int threads, const Word& word) {
-  const int64_t words = (count + 63) / 64, chunk = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, words));
+  const int64_t words = (count + 63) / 64, chunk = std::max<int64_t>(1, 2048 / std::max<int64_t>(1, words));
   parallel((rows + chunk - 1) / chunk, threads, [&](int64_t part) {
     for (int64_t row = part * chunk; row < std::min(rows, (part + 1) * chunk); ++row)
       for (int64_t index = 0; index < words; ++index)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qexp.xnor.packing import BLOCK, words_for
 
-_WORK = 2e6
+_WORK = 3e5
 """Words, or values, below which one thread is faster than several."""
 
 _LARGE = 2**22
@@ -178,7 +178,7 @@ class Kernel:
 
 
 def _team() -> int | None:
-    """Return where GNU's OpenMP that torch computes with begins a parallel region; None: there is none."""
+    """Return where a parallel region of GNU's OpenMP begins, or of what stands in for it; None: nowhere."""
     with contextlib.suppress(OSError, TypeError, AttributeError):  # macOS and Windows have others
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     return None

@@ -149,8 +149,11 @@ class IntegerLayer(nn.Module):
         elif self._signs:
             return self.product.signs(self._rows(self._quantized(x)).float())
         else:
-            codes = self.grid.codes(self._quantized(x)).to(torch.uint8)
-        rows = self._rows(codes)
+            codes = self.grid.codes(self._quantized(x))
+        return self._pack(codes)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        rows = self._rows(codes.to(torch.uint8))
         return rows.unsqueeze(0).contiguous() if self.weight.bytes else self.product.pack(rows, self.grid.bits)
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -159,11 +162,12 @@ class IntegerLayer(nn.Module):
 
     def _sums(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Return the accumulators, int32 (N, out, H', W') or (N, out)."""
-        sums = self.product.sums(self.packed_input(x), self.weight, geometry, self.base(geometry))
-        if self.weight_grid.shift:
-            codes = self.grid.codes(self._quantized(x))
-            sums = sums + self.weight_grid.shift * self._input_sums(codes, geometry)
-        return self._shaped(sums, geometry)
+        shift, base = self.weight_grid.shift, self.base(geometry)
+        if not shift:
+            return self._shaped(self.product.sums(self.packed_input(x), self.weight, geometry, base), geometry)
+        codes = self.grid.codes(self._quantized(x))
+        sums = self.product.sums(self._pack(codes), self.weight, geometry, base)
+        return self._shaped(sums + shift * self._input_sums(codes, geometry), geometry)
 
     def _proved(self, x: Tensor, geometry: Geometry) -> Tensor:
         values = self._quantized(x)

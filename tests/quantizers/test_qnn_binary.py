@@ -37,10 +37,15 @@ def test_the_sign_and_its_mask_at_the_edges() -> None:
 def test_the_window_ends_where_it_says(window: float, dtype: torch.dtype) -> None:
     end = torch.tensor(window, dtype=dtype)
     x = torch.stack([-end, end, -torch.nextafter(end, 2 * end), torch.nextafter(end, 2 * end)])
+    x = x.repeat(65)  # what is computed in registers, and the rest behind it
     x.requires_grad_()
     windowed(sign(x), x, window).backward(torch.full_like(x, 3))
     inside = float(end) <= window + (1e-7 if dtype == torch.float32 else 0)  # bfloat16's own 0.3 may lie beyond it
-    assert x.grad.tolist() == [3.0 * inside] * 2 + [0, 0]
+    assert x.grad.tolist() == 65 * [3.0 * inside, 3.0 * inside, 0, 0]
+
+
+def test_an_infinite_window_lets_all_pass() -> None:
+    assert gradient_at(BinaryActivation(1, ACTIVATION, window=math.inf), EDGES[:-1]) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("window", [1.0, None])

@@ -134,8 +134,15 @@ def test_a_float_network_may_differ_where_that_is_said(make_run: MakeRun, tmp_pa
     )
     with pytest.raises(ConfigError, match=r"--float-apart: 'model\.begin' is no setting of these runs"):
         difference("model.begin")
+    said = {
+        "model.start": "glorot",
+        "optimizer._target_": "qexp.lit.optimizers.adam",
+        "optimizer.update_scale": "none",
+    }
+    make_run("none", 4, 0, 0.93, **said)  # a setting with the value that says what its absence says
+    assert difference("model.start", "optimizer.update_scale") == pytest.approx(-0.01)
     make_run("none", 4, 0, 0.90, **{"model.start": "zeros"})
-    with pytest.raises(ConfigError, match="are both float networks of"):
+    with pytest.raises(ConfigError, match="could both be the float network of"):
         difference("model.start")
     make_run("none", 4, 0, 0.95, **{"model.start": "unit"})
     assert difference("model.start") == pytest.approx(-0.04), "the same recipe comes first"

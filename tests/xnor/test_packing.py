@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -131,6 +134,31 @@ def test_a_convolution_is_the_integers_where_the_padding_is_corrected(
         packed = product.pack(left.permute(0, 2, 3, 1).reshape(-1, channels), 1)
         found = product.sums(packed, product.weight(words, channels, 1), geometry, base)
         assert torch.equal(found.reshape(images, out_h, out_w, outputs).permute(0, 3, 1, 2).double(), wanted)
+
+
+def test_a_work_of_few_parts_leaves_torchs_threads_alive(kernel) -> None:
+    """A team of fewer would end the others, and torch's next work begin them anew."""
+    if _team() is None or not Path("/proc/self/task").is_dir():
+        pytest.skip("torch has no OpenMP here that tells where a team begins, or the system has no /proc")
+
+    def known() -> set[str]:
+        torch.randn(2**20).exp_()
+        return {thread.name for thread in Path("/proc/self/task").iterdir()}
+
+    values, threads = torch.randn(180, 2048), torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        before = known()
+        kernel.pack_signs(values)  # 5760 words, in three parts
+        assert known() == before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_threads_of_gnus_openmp_are_found() -> None:
+    if sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("torch computes with other threads here")
+    assert _team() is not None
 
 
 @pytest.mark.parametrize("torchs", [True, False])
