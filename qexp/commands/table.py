@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,7 +146,14 @@ def _measured(arguments: argparse.Namespace) -> Table:
         if against or also or apart:
             raise ConfigError("--across shows one number a cell: leave --against, --also and --float-apart out.")
         return across_table(runs, metric, arguments.across, by)
-    return measured_table(runs, metric, by, against=against, also=also, apart=apart)
+    try:
+        return measured_table(runs, metric, by, against=against, also=also, apart=apart)
+    except ConfigError as error:
+        if not arguments.of_file:
+            raise
+        # Nobody typed these options: an experiment that is not done yet has a table of what is there.
+        table = measured_table(runs, metric)
+        return dataclasses.replace(table, notes=[*table.notes, f"as its file has it: {error}"])
 
 
 def _names(text: str | None) -> list[str]:
@@ -159,7 +167,8 @@ def primary_metric(runs: Sequence[Run]) -> str:
 
 
 def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Put the runs of an experiment for its name, and its file's own options where none are typed."""
+    """Put the runs of an experiment for its name, and its file's own options where none are typed (`of_file`)."""
+    arguments.of_file = False
     for place, name in enumerate(arguments.what):
         file = config_dir() / "experiment" / f"{name}.yaml"
         if is_artefact(name) or is_there(name) or "/" not in name or not file.is_file():
@@ -174,6 +183,7 @@ def _with_experiments(arguments: argparse.Namespace) -> argparse.Namespace:
             own = parser().parse_args([*words.split(), name])
             for key in _OWN:
                 setattr(arguments, key, getattr(own, key))
+            arguments.of_file = True
         if alone:
             arguments.runs = None
         arguments.what[place : place + 1] = map(str, folders)
