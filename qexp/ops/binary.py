@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qexp.ops.steps import within
+
 
 def sign(x: Tensor) -> Tensor:
     """Return +1 where x >= 0, else -1, in x's dtype; never 0, unlike `torch.sign` (equation 1).
@@ -69,7 +71,7 @@ class _Windowed(torch.autograd.Function):
         if ctx.end is None:
             return None, gradient, None
         (x,) = ctx.saved_tensors
-        return None, torch.ops.aten.hardtanh_backward(gradient, x, -ctx.end, ctx.end), None  # 0 at both ends
+        return None, within(gradient, x, -ctx.end, ctx.end), None
 
 
 def _above(window: float, dtype: torch.dtype) -> float:

@@ -153,10 +153,10 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
-        return _within(gradient, u, ctx.lowest, ctx.highest), None, None
+        return within(gradient, u, ctx.lowest, ctx.highest), None, None
 
 
-def _within(gradient: Tensor, u: Tensor, lowest: int, highest: int) -> Tensor:
+def within(gradient: Tensor, u: Tensor, lowest: float, highest: float) -> Tensor:
     """Return `gradient` where u is strictly between the ends, else 0.
 
     In one pass over memory; masks of booleans, and products with them, are slow.
@@ -182,7 +182,7 @@ class _StraightThrough(torch.autograd.Function):
         x, step = ctx.saved_tensors
         u = computed(x) / step
         gradient = gradient.to(u.dtype)
-        wanted = _within(gradient, u, ctx.lowest, ctx.highest)
+        wanted = within(gradient, u, ctx.lowest, ctx.highest)
         grad_x = (wanted if ctx.masked else gradient).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_step = None
         if ctx.needs_input_grad[1]:

@@ -195,26 +195,19 @@ class Facts:
         return tuple(sorted((key, repr(value)) for key, value in kept.items()))
 
 
-def all_settings(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys of all leaves of a configuration, those that say what their absence says, too."""
-    inner = [(f"{prefix}{key}", value) for key, value in config.items()]
-    found = [all_settings(value, f"{name}.") if isinstance(value, Mapping) else [name] for name, value in inner]
-    return [name for names in found for name in names]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "", *, whole: bool = False) -> dict[str, Any]:
     """Return the leaves of a configuration by dotted key, but for those that say what their absence says.
 
-    Lists are leaves; an empty mapping has none.
+    Lists are leaves; an empty mapping has none. `whole`: those that say what their absence says, too.
 
     >>> flatten({"optimizer": {"lr": 0.1}, "layers": {}})
     {'optimizer.lr': 0.1}
     """
     leaves: dict[str, Any] = {}
-    for key, value in without_later(config).items():
+    for key, value in (config if whole else without_later(config)).items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            leaves |= flatten(value, f"{name}.")
+            leaves |= flatten(value, f"{name}.", whole=whole)
         else:
             leaves[name] = value
     return leaves

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from qexp.errors import ConfigError, did_you_mean
 from qexp.report.against import paired, paired_text, partner
-from qexp.report.facts import ABSENT, SUBJECT, Facts, all_settings, facts
+from qexp.report.facts import ABSENT, SUBJECT, Facts, facts, flatten
 from qexp.report.groups import Group, baseline_difference, by_ends, by_origin, group_runs, metric_of, metrics_of
 from qexp.report.intervals import Summary
 from qexp.report.networks import changed_in_any
@@ -134,7 +134,7 @@ def caption(groups: Sequence[Group], metric: str) -> str:
 
 
 def _refuse_unknown(apart: Sequence[str], runs: Sequence[Facts]) -> None:
-    known = {key for run in runs for key in (*run.recipe, *all_settings(run.run.config))}
+    known = {key for run in runs for key in (*run.recipe, *flatten(run.run.config, whole=True))}
     for key in apart if runs else ():
         if key not in known:
             raise ConfigError(f"--float-apart: '{key}' is no setting of these runs.{did_you_mean(key, known)}")
