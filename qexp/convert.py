@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from qexp.errors import ConfigError
 from qexp.graph.plan import Plan
 from qexp.graph.tracing import input_node, layer_calls, relu_sites
 from qexp.layers.quantized import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
@@ -41,8 +42,12 @@ class TwoModes(nn.Module):
         return fx.GraphModule(self, copy.deepcopy(self._evaluation)).train(self.training)
 
 
-def _take_over(target: nn.Module, source: nn.Module) -> None:
-    """Register in `target` what `source` holds and `target` lacks; containers are joined."""
+def _take_over(target: nn.Module, source: nn.Module, path: str = "") -> None:
+    """Register in `target`, at `path`, what `source` holds and `target` lacks; containers are joined.
+
+    Raises:
+        ConfigError: one name stands for two modules, of which one mode would run the other's.
+    """
     # Not by named_parameters() and its like: they show a tensor or module of two names only once.
     for name, parameter in source._parameters.items():
         if name not in target._parameters:
@@ -54,7 +59,14 @@ def _take_over(target: nn.Module, source: nn.Module) -> None:
         if name not in target._modules:
             target.add_module(name, child)
         elif child is not None and target._modules[name] is not child:
-            _take_over(target.get_submodule(name), child)
+            joined = f"{path}.{name}" if path else name
+            held = target.get_submodule(name)
+            if type(child) is not nn.Module:  # fx's containers are
+                raise ConfigError(
+                    f"{joined}: training would run {type(held).__name__} there, evaluation {type(child).__name__}: its"
+                    " calls of the two modes were not recognised as the same; give each call a module of its own."
+                )
+            _take_over(held, child, joined)
 
 
 def quantize_model(plan: Plan, gradient: Callable[[], nn.Module] | None = None) -> nn.Module:

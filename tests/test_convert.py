@@ -222,6 +222,50 @@ def test_two_graphs_move_as_one() -> None:
     assert network.offset.dtype == torch.float64
 
 
+class Regularized(nn.Module):
+    """Drops values in training alone, between ReLUs that are modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.conv1(x))
+        if self.training:
+            x = nn.functional.dropout(x, 0.1)
+        return self.fc(self.act2(self.conv2(x)).mean((2, 3)))
+
+
+def test_evaluation_runs_the_quantizers_that_training_trains() -> None:
+    network = quantized(Regularized())
+    ran: list[str] = []
+    for name, quantizer in named_quantizers(network):
+        if isinstance(quantizer, PACT):
+            quantizer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    network.train()(IMAGES)
+    network.eval()(IMAGES)
+    assert ran == ["act1", "act2"] * 2
+
+
+class Swapped(nn.Module):
+    """One ReLU behind other layers in each mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.relu, self.fc = nn.ReLU(), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layers[:2] if self.training else self.layers[2:]
+        return self.fc(self.relu(second(self.relu(first(x)))).mean((2, 3)))
+
+
+def test_a_name_for_two_modules_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"relu: training would run ReLU there, evaluation PACT"):
+        quantized(Swapped())
+
+
 @pytest.mark.parametrize("make", [Small, TwoGraphs])
 def test_a_converted_network_compiles_as_one_graph(make: type[nn.Module]) -> None:
     torch._dynamo.reset()

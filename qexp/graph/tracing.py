@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -269,29 +270,56 @@ def relu_sites(graph: fx.GraphModule) -> dict[str, fx.Node]:
     A module keeps its name for its first call and gets `_1`, `_2` ... for the later ones; a functional call is
     named `relu` inside the module that makes it. A call that training and evaluation share has one name.
     """
-    return {node.meta[_SITE]: node for node in graph.graph.nodes if is_relu(graph, node)}
+    return {node.meta[_SITE]: node for node in _relus(graph)}
 
 
 def _name_relus(graphs: Sequence[fx.GraphModule]) -> None:
     taken = {name for graph in graphs for name, _ in graph.named_modules()}
-    given: dict[str, int] = {}  # name -> what the call computes
+    given: set[str] = set()
+    same: dict[fx.Node, fx.Node] = {}
     for graph in reversed(graphs):  # evaluation first: its names have no gaps
-        earlier = dict(given)
-        for node, signature in _signatures(graph).items():
-            if is_relu(graph, node):
-                same = [name for name, known in earlier.items() if known == signature]
-                name = same[0] if same else _free_name(node, taken, given)
-                earlier.pop(name, None)
-                given[name] = signature
-                node.meta[_SITE] = name
+        if graph is not graphs[-1]:
+            same = _counterparts(graph, graphs[-1])
+        for node in _relus(graph):
+            node.meta[_SITE] = same[node].meta[_SITE] if node in same else _free_name(node, taken, given)
+            given.add(node.meta[_SITE])
 
 
-def _free_name(node: fx.Node, taken: set[str], given: dict[str, int]) -> str:
-    own = str(node.target) if node.op == "call_module" else inside(node, "relu")
+def _free_name(node: fx.Node, taken: set[str], given: set[str]) -> str:
+    own = _place(node)
     if own not in given and (node.op == "call_module" or own not in taken):
         return own
     numbered = (f"{own}_{number}" for number in itertools.count(1))
     return next(name for name in numbered if name not in taken and name not in given)
+
+
+def _relus(graph: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph.graph.nodes if is_relu(graph, node)]
+
+
+def _place(node: fx.Node) -> str:
+    """Return the module that a ReLU call runs, or `relu` inside the one that makes it."""
+    return str(node.target) if node.op == "call_module" else inside(node, "relu")
+
+
+def _counterparts(training: fx.GraphModule, evaluation: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return which ReLU call of `evaluation` each of `training` is, where it is one.
+
+    What computes the same is found first; then what stands between the same layers and ReLUs, as an operation that
+    only training runs (stochastic depth) changes what all behind it compute; then what is the only call of its
+    place in either mode.
+    """
+    found: dict[fx.Node, fx.Node] = {}
+    for described in (_signatures, _surroundings, _only_calls):
+        here, there = described(training), described(evaluation)
+        left: dict[int, list[fx.Node]] = {}
+        for node in _relus(evaluation):
+            if node in there and node not in found.values():
+                left.setdefault(there[node], []).append(node)
+        for node in _relus(training):
+            if node in here and node not in found and (same := left.get(here[node])):
+                found[node] = same.pop(0)
+    return found
 
 
 def _signatures(graph: fx.GraphModule) -> dict[fx.Node, int]:
@@ -304,6 +332,33 @@ def _signatures(graph: fx.GraphModule) -> dict[fx.Node, int]:
     for node in graph.graph.nodes:
         found[node] = hash((node.op, node.target, *(found[before] for before in node.all_input_nodes)))
     return found
+
+
+def _surroundings(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """Return a hash of each node and of the inputs, ReLUs and modules with parameters that it reads, and so on back.
+
+    Other operations between them do not count.
+    """
+    nearest: dict[fx.Node, frozenset[int]] = {}
+    found: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        before = frozenset[int]().union(*(nearest[one] for one in node.all_input_nodes))
+        found[node] = hash((_place(node), before))
+        stands = node.op == "placeholder" or is_relu(graph, node) or _has_parameters(graph, node)
+        nearest[node] = frozenset({found[node]}) if stands else before
+    return found
+
+
+def _has_parameters(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    return next(graph.get_submodule(str(node.target)).parameters(), None) is not None
+
+
+def _only_calls(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """Return a hash of the place of each ReLU call that has its place for itself."""
+    places = Counter(map(_place, _relus(graph)))
+    return {node: hash(_place(node)) for node in _relus(graph) if places[_place(node)] == 1}
 
 
 def inside(node: fx.Node, name: str) -> str:

@@ -123,6 +123,41 @@ def test_both_modes_call_a_site_by_one_name() -> None:
     assert names == {"relu": "conv1", "relu_1": "conv2", "relu_2": "aux"}
 
 
+class StochasticDepth(nn.Module):
+    """Drops a branch in training alone, as timm's DropPath."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.9) / 0.9 if self.training else x
+
+
+class DroppedBranches(nn.Module):
+    """A shared ReLU and functional ones behind operations that only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("stem", "conv1", "conv2", "conv3"):
+            self.add_module(name, nn.Conv2d(3, 3, 1))
+        self.drop, self.relu, self.own, self.fc = StochasticDepth(), nn.ReLU(), nn.ReLU(), nn.Linear(3, 2)
+        self.only = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        x = self.relu(x + self.drop(self.conv1(x)))
+        if self.training:
+            x = F.dropout(x, 0.1)
+        x = F.relu(self.conv2(x))
+        x = F.relu(x + self.drop(self.conv3(x)))
+        if self.training:
+            x = self.only(x)
+        return self.fc(self.own(x).mean((2, 3)))
+
+
+def test_an_operation_that_only_training_runs_renames_nothing() -> None:
+    training, evaluation = trace(DroppedBranches())
+    names = ["relu", "relu_1", "relu_2", "relu_3", "own"]
+    assert list(relu_sites(training)) == list(relu_sites(evaluation)) == names
+
+
 def test_the_modes_of_all_modules_are_left_as_they_were() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Sequential(nn.ReLU()))
     model.train()
