@@ -63,8 +63,9 @@ def _take_over(target: nn.Module, source: nn.Module, path: str = "") -> None:
             held = target.get_submodule(name)
             if type(child) is not nn.Module:  # fx's containers are
                 raise ConfigError(
-                    f"{joined}: training would run {type(held).__name__} there, evaluation {type(child).__name__}: its"
-                    " calls of the two modes were not recognised as the same; give each call a module of its own."
+                    f"{joined}: training would run {type(held).__name__} there, evaluation"
+                    f" {type(child).__name__}: its calls of the two modes were not recognised as the same; give"
+                    " each call a module of its own."
                 )
             _take_over(held, child, joined)
 

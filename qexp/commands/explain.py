@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +28,8 @@ from qexp.report.tables import WIDE
 class LayerRow:
     """One layer as it is shown: names and bits, and what it costs for one sample.
 
-    `bit_operations` counts a float operand as 32 bits; `weight_bytes` is the packed size of the weights alone.
+    `bit_operations` counts a float operand as 32 bits; `weight_bytes` is the packed size of the weights alone;
+    `quantized_before` names the ReLUs before its own input quantizer that are quantized already.
     """
 
     name: str
@@ -46,6 +46,7 @@ class LayerRow:
     bit_operations: int
     weight_bytes: int
     note: str
+    quantized_before: str
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -98,6 +99,11 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
     readers = (
         [layer.input] if layer.input is not None else [quantizer for quantizer in fed if quantizer is not None]
     )
+    before = [
+        f"{name} ({_label(quantizer)}, {quantizer.bits} bit{'s' * (quantizer.bits > 1)})"
+        for name, quantizer in zip(layer.fed_by, fed, strict=True)
+        if quantizer is not None and quantizer.bits < 32
+    ]
     macs = (convolution_macs if layer.kind == "Conv2d" else linear_macs)(layer.weight_shape, layer.output_shape)
     parameters = math.prod(layer.weight_shape)
     return LayerRow(
@@ -108,22 +114,15 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         activation=", ".join(dict.fromkeys(_label(reader) for reader in readers)) or "float",
         activation_bits=layer.activation_bits,
         scope=", ".join(dict.fromkeys(reader.scope for reader in readers if reader.learned())),
-        signed=any(_signed(reader) for reader in readers),
+        signed=any(reader.below_zero() for reader in readers),
         shape=layer.weight_shape,
         parameters=parameters,
         macs=macs,
         bit_operations=bit_operations(macs, layer.weight_bits, layer.activation_bits),
         weight_bytes=packed_bytes(parameters, 32 if layer.weight is None else layer.weight.stored_bits),
         note=layer.note,
+        quantized_before="" if layer.input is None else ", ".join(before),
     )
-
-
-def _signed(quantizer: Quantizer) -> bool:
-    """Say whether what it puts out can be negative: a ReLU's place may be taken by a grid with levels below 0."""
-    site = quantizer.site
-    if site.signed or site.kind != "activation" or quantizer.bits == 32:
-        return site.signed
-    return bool((quantizer.codes(torch.zeros(1, *site.shape)).codebook[0] < 0).any())
 
 
 def _site_row(site: Any) -> dict[str, Any]:
@@ -157,6 +156,9 @@ def _print(report: dict[str, Any]) -> None:
     _print_layers(console, report["layers"])
     if any(site["quantizer"] != "ReLU" for site in report["activations"]):
         console.print(_site_table(report))
+    for layer in report["layers"]:
+        if layer["quantized_before"]:
+            console.print(f"quantized a second time: {layer['name']} reads {layer['quantized_before']}")
     for module in report["float_modules"]:
         console.print(
             f"stays float: {module['name']} ({module['kind']}: no quantized form, or no call of its own)"

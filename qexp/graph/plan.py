@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from qexp.errors import ConfigError
 from qexp.graph.agreement import require_agreement
-from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, site_setting
+from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, rule_on_relus, site_setting
 from qexp.graph.shapes import Shape, record_shapes
 from qexp.graph.tracing import (
     consumers,
@@ -59,13 +59,14 @@ class LayerPlan:
 
 @dataclass
 class SitePlan:
-    """One ReLU call and what replaces it (None: it stays)."""
+    """One ReLU call and what replaces it (None: it stays; `kept`: as a rule for it, and for no layer, says)."""
 
     name: str
     shape: Shape
     feeds: list[str]
     bits: int
     quantizer: Quantizer | None = None
+    kept: bool = False
 
 
 @dataclass
@@ -140,7 +141,8 @@ def _plan_sites(
         if setting.method.placement == "relu":
             quantizer = _make(setting.method.activation, setting.bits.activation, site, scheme, setting.scope)
         bits = setting.bits.activation if quantizer is not None else 32
-        planned[name] = SitePlan(name, shapes[node.name], feeds, bits, quantizer)
+        kept = quantizer is None and rule_on_relus(name, settings, scheme.rules)
+        planned[name] = SitePlan(name, shapes[node.name], feeds, bits, quantizer, kept)
     return planned
 
 
@@ -191,11 +193,12 @@ def _plan_input(
     mixed: bool,
 ) -> None:
     """Give the layer an input quantizer where nothing before it quantizes, and note what stays float and why."""
-    signed = not all(nonnegative(graph, source) for source in made_by)
+    decided = all(sites[name].quantizer is not None or sites[name].kept for name in plan.fed_by)
+    by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by)) and decided
+    signed = image or (not by_relus and _signed(graph, made_by, sites))
     # A linear layer reads the last axis alone; axes before it (the steps of a sequence) are positions.
     shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
     site = Site(f"{plan.name}.input", "input", shape, signed=signed)
-    by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by))
     if image:
         plan.input = _image_grid(setting, site, scheme, mixed=mixed)
     elif not by_relus:
@@ -205,6 +208,17 @@ def _plan_input(
     elif by_relus:
         plan.activation_bits = max((sites[name].bits for name in plan.fed_by), default=32)
     plan.note = _note(plan, setting, sites, averaged=averaged and by_relus and plan.input is None)
+
+
+def _signed(graph: fx.GraphModule, made_by: list[fx.Node], sites: dict[str, SitePlan]) -> bool:
+    """Say whether values of `made_by` can be negative, also by what stands in a ReLU's place."""
+    quantizers = {node: sites[name].quantizer for name, node in relu_sites(graph).items()}
+
+    def below_zero(relu: fx.Node) -> bool:
+        quantizer = quantizers[relu]
+        return quantizer is not None and quantizer.below_zero()
+
+    return not all(nonnegative(graph, source, below_zero) for source in made_by)
 
 
 def _note(plan: LayerPlan, setting: Setting, sites: dict[str, SitePlan], *, averaged: bool) -> str:

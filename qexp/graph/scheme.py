@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -112,6 +112,11 @@ def _apply(rule: LayerRule, setting: Setting) -> Setting:
         setting.bits.activation if rule.activation_bits is None else rule.activation_bits,
     )
     return Setting(bits, rule.method or setting.method, rule.scope or setting.scope)
+
+
+def rule_on_relus(name: str, layers: Iterable[str], rules: Sequence[LayerRule]) -> bool:
+    """Say whether a rule is about the ReLU `name`, and about none of the `layers`."""
+    return any(fnmatch.fnmatch(name, rule.pattern) and not fnmatch.filter(layers, rule.pattern) for rule in rules)
 
 
 def site_setting(name: str, fed: Sequence[Setting], scheme: Scheme) -> Setting:

@@ -335,7 +335,7 @@ def _signatures(graph: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def _surroundings(graph: fx.GraphModule) -> dict[fx.Node, int]:
-    """Return a hash of each node and of the inputs, ReLUs and modules with parameters that it reads, and so on back.
+    """Return a hash of each node's place and of the inputs, ReLUs and modules with parameters before it.
 
     Other operations between them do not count.
     """
@@ -458,15 +458,35 @@ def _borders(node: fx.Node) -> list[Any]:
     return [node.kwargs.get("value"), *node.args[3:]]
 
 
-def nonnegative(graph: nn.Module, node: fx.Node) -> bool:
-    """Say whether the values of `node` can be shown never to be negative."""
-    if is_relu(graph, node) or _calls(graph, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS):
+def _interpolates(graph: nn.Module, node: fx.Node) -> bool:
+    """Say whether `node` puts values between its input's, as resizing does in every mode but the bicubic one."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return isinstance(module, nn.Upsample) and module.mode != "bicubic"
+    if node.target is not F.interpolate:
+        return False
+    return inspect.signature(F.interpolate).bind(*node.args, **node.kwargs).arguments.get("mode") != "bicubic"
+
+
+def nonnegative(
+    graph: nn.Module, node: fx.Node, below_zero: Callable[[fx.Node], bool] = lambda relu: False
+) -> bool:
+    """Say whether the values of `node` can be shown never to be negative.
+
+    Args:
+        below_zero: says of which ReLU what takes its place is negative at times.
+    """
+    if is_relu(graph, node):
+        return not below_zero(node)
+    if _calls(graph, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS):
         return True
     if _takes_away(node):
         return False
-    if _passes(graph, node):
-        return all(nonnegative(graph, before) for before in _tensor_inputs(node))
+    if _passes(graph, node) or _interpolates(graph, node):
+        return all(nonnegative(graph, before, below_zero) for before in _tensor_inputs(node))
     if node.op in ("call_function", "call_method") and node.target in _SUMS | _PRODUCTS:
         both = [*node.args[:2], *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
-        return len(both) == 2 and all(isinstance(arg, fx.Node) and nonnegative(graph, arg) for arg in both)
+        return len(both) == 2 and all(
+            isinstance(arg, fx.Node) and nonnegative(graph, arg, below_zero) for arg in both
+        )
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -251,6 +252,20 @@ class Quantizer(nn.Module):
     def clipped(self, x: Tensor) -> Tensor | None:
         """Return the share (0 to 1) of `x` that its range or its gradient's window cuts off. Default: no such."""
         return None
+
+    @torch.no_grad()
+    def below_zero(self) -> bool:
+        """Say whether what it puts out can be negative: a ReLU's place may be taken by a grid with levels below 0.
+
+        (On the meta device, without numbers, the levels of a method with tensors of its own are not known.)
+        """
+        if self.site.signed or self.site.kind != "activation" or self.bits == 32:
+            return self.site.signed
+        own = next(itertools.chain(self.parameters(), self.buffers()), None)
+        if own is not None and own.is_meta:
+            return False
+        zeros = torch.zeros(1, *self.site.shape, device="cpu" if own is None else own.device)
+        return bool((self.codes(zeros).codebook[0] < 0).any())
 
     def require_grid(self) -> int:
         """Return the bits of its grid; raise ConfigError where there is none (32 bits)."""

@@ -88,6 +88,18 @@ def test_the_sign_of_what_stands_in_a_relus_place_is_its_grids(
     assert [entry["signed"] for entry in report["layers"][1:]] == [signed] * 3
 
 
+def test_an_input_that_is_quantized_a_second_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("layers.fc2.quantizer=lsq", "layers.fc2.bits=4")
+    kept = ("layers.act1.quantizer=qnn_binary", "layers.act1.bits=1")
+    config = configured("quantizer=qnn_binary", "bits=1", *words, *kept, command="explain")
+    report = explain.run(config)
+    assert layer(report, "fc2")["signed"]
+    assert layer(report, "fc2")["quantized_before"] == "act1 (BinaryActivation, 1 bit)"
+    assert [entry["name"] for entry in report["layers"] if entry["quantized_before"]] == ["fc2"]
+    shown = capsys.readouterr().out
+    assert "quantized a second time: fc2 reads act1 (BinaryActivation, 1 bit)" in shown
+
+
 @pytest.mark.parametrize(("scope", "alphas", "values"), [("channel", 3, 3 * 512), ("network", 1, 1)])
 def test_alphas_are_counted_once(scope: str, alphas: int, values: int, capsys: pytest.CaptureFixture[str]) -> None:
     report = explained(capsys, f"quantizer.activation.scope={scope}")

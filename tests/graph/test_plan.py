@@ -10,17 +10,33 @@ from torch import Tensor, nn
 
 from qexp.convert import quantize_model
 from qexp.errors import ConfigError
-from qexp.graph.plan import Plan
+from qexp.graph.plan import LayerPlan, Plan
 from qexp.graph.scheme import LayerRule, Method, Scheme, Widths
 from qexp.models.mlp import MLP
 from qexp.models.resnet_cifar import PreactivationResNet
 from qexp.ops.rounding import ASR
+from qexp.quantizers.base import Quantizer
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.image import ImageGrid
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
+from qexp.quantizers.qnn_binary import BinaryActivation
+from qexp.quantizers.qnn_linear import LinearActivation
+from qexp.quantizers.qnn_log import LogActivation
 
-from ..conversions import DOREFA, INPUTS, NONE, RANGE, Small, TwoGraphs, plan_of, rule, scheme, shapes_only
+from ..conversions import (
+    DOREFA,
+    INPUTS,
+    NONE,
+    PACT_METHOD,
+    RANGE,
+    Small,
+    TwoGraphs,
+    plan_of,
+    rule,
+    scheme,
+    shapes_only,
+)
 
 
 def weight_bits(plan: Plan) -> dict[str, int]:
@@ -338,6 +354,43 @@ def test_a_step_for_the_network_is_shared_by_what_has_the_same_integers() -> Non
         ("input", 0, 3): 1,
     }
     assert len(set().union(*steps.values())) == 4
+
+
+class Forked(nn.Module):
+    """A ReLU that feeds two layers, whose sum the last one reads through another ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act, self.last, self.fc = nn.ReLU(), nn.ReLU(), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        return self.fc(self.last(self.left(x) + self.right(x)).mean((2, 3)))
+
+
+def forked(method: Method, *rules: LayerRule, bits: tuple[int, int] = (4, 4)) -> LayerPlan:
+    plan = plan_of(Forked(), scheme(bits, method=method, rules=rules))
+    return next(layer for layer in plan.layers if layer.name == "left")
+
+
+def test_a_layer_whose_relu_stays_quantizes_its_input_itself() -> None:
+    layer = forked(INPUTS, rule("left", method=PACT_METHOD))
+    assert isinstance(layer.input, PACT) and (layer.activation_bits, layer.note) == (4, "")
+    assert not layer.input.site.signed
+    assert forked(PACT_METHOD, rule("right", method=NONE)).input is None
+    layer = forked(PACT_METHOD, rule("act", method=NONE))
+    assert (layer.input, layer.note) == (None, "input"), "a rule on the ReLU itself leaves it as it says"
+
+
+@pytest.mark.parametrize("activation", [BinaryActivation, LinearActivation, LogActivation, PACT])
+def test_what_stands_in_a_relus_place_decides_the_sign_behind_it(activation: type[Quantizer]) -> None:
+    lsq = Method("lsq", LSQ, LSQ, "input")
+    outer = Method("outer", None, activation)
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            layer = forked(outer, rule("left", method=lsq, activation_bits=4), bits=(32, 1))
+        assert layer.input is not None and layer.input.site.signed == (activation is not PACT)
 
 
 class Averaged(nn.Module):

@@ -316,6 +316,21 @@ def test_a_product_is_positive_where_both_factors_are() -> None:
     assert nonnegatives(Products()) == [False] * 4 + [True] * 3
 
 
+def test_resizing_keeps_signs_but_for_the_bicubic_one() -> None:
+    class Resized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.cubic = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(9, mode="bicubic")
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = F.relu(x)
+            bilinear = F.interpolate(y, size=9, mode="bilinear", align_corners=False)
+            cubic = F.interpolate(y, 9, None, "bicubic")
+            return F.interpolate(y, 9), bilinear, self.up(y), F.interpolate(x, 9), cubic, self.cubic(y)
+
+    assert nonnegatives(Resized()) == [True] * 3 + [False] * 3
+
+
 def nonnegatives(model: nn.Module) -> list[bool]:
     (graph,) = trace(model)
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
