@@ -13,6 +13,7 @@ from qexp.graph.scheme import Factory, Scheme, Setting, layer_settings, rule_on_
 from qexp.graph.shapes import Shape, record_shapes
 from qexp.graph.tracing import (
     consumers,
+    features_last,
     image_channels,
     input_node,
     is_traced,
@@ -134,8 +135,8 @@ def _plan_sites(
         feeds = sorted(consumers(graph, node))
         setting = site_setting(name, [settings[layer] for layer in feeds], scheme)
         shape = shapes[node.name]
-        if len(shape) == 2 and feeds and all(isinstance(graph.get_submodule(layer), nn.Linear) for layer in feeds):
-            shape = shape[-1:]  # the axis before it counts the steps of a sequence, as in `_plan_input`
+        if features_last(graph, shapes, node):
+            shape = shape[-1:]  # axes before it are positions, as in `_plan_input`
         site = Site(name, "activation", shape, end=relu_end(graph, node))
         quantizer = None
         if setting.method.placement == "relu":

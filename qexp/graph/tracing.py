@@ -54,6 +54,8 @@ _PASSING_FUNCTIONS = {
 _PASSING_METHODS = {"flatten", "view", "reshape", "mean", "contiguous", "permute", "transpose", "chunk", "split"}
 _ROUTING_FUNCTIONS = {torch.mean, torch.cat, torch.transpose, torch.chunk, torch.split, operator.getitem}
 _ROUTING_METHODS = {"mean", "permute", "transpose", "chunk", "split"}
+_TURNING_FUNCTIONS = {torch.transpose, torch.permute}
+_TURNING_METHODS = {"permute", "transpose"}
 _RESHAPING_FUNCTIONS = {torch.reshape}
 _RESHAPING_METHODS = {"view", "reshape"}
 _AVERAGING_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -432,19 +434,41 @@ def sources(
 
 def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:
     """Return the names of the layers that `node`'s values reach before the next layer or ReLU."""
-    found: set[str] = set()
+    return {str(reached.target) for reached in _reached(graph, node) if is_layer(graph, reached)}
+
+
+def _reached(graph: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """Return what `node`'s values reach, up to the next layers and ReLUs."""
     seen: set[fx.Node] = set()
     queue = list(node.users)
     while queue:
         user = queue.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        if is_layer(graph, user):
-            found.add(str(user.target))
-        elif not is_relu(graph, user):
-            queue.extend(user.users)
-    return found
+        if user not in seen:
+            seen.add(user)
+            if not is_layer(graph, user) and not is_relu(graph, user):
+                queue.extend(user.users)
+    return seen
+
+
+def features_last(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], node: fx.Node) -> bool:
+    """Say whether the features of `node`'s values are their last axis: linear layers alone read them, as they are.
+
+    A sequence's (steps, features) are told by their two axes; images with channels last by what does not flatten,
+    pool or turn them on the way.
+
+    Args:
+        shapes: of one sample at every node, by name.
+    """
+    reached = _reached(graph, node)
+    layers = [graph.get_submodule(str(user.target)) for user in reached if is_layer(graph, user)]
+    if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
+        return False
+    between = [user for user in reached if user.op != "output" and not is_layer(graph, user)]
+    return len(shapes[node.name]) == 2 or not any(
+        shapes.get(user.name, shapes[node.name]) != shapes[node.name]
+        or _calls(graph, user, (), _TURNING_FUNCTIONS, _TURNING_METHODS)
+        for user in between
+    )
 
 
 def _takes_away(node: fx.Node) -> bool:

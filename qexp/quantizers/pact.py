@@ -85,10 +85,12 @@ class PACT(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` clipped at alpha and rounded, in x's dtype."""
-        if self.scope == "element" and x.shape[1:] != self.alpha.shape:
+        # Axes before the site's own count the samples, and the positions of what a linear layer reads.
+        own = x.shape[-self.alpha.dim() :]
+        if self.scope == "element" and own != self.alpha.shape:
             raise ConfigError(
                 f"{self.site.name}: alpha.scope=element was made for inputs of {tuple(self.alpha.shape)}, "
-                f"got {tuple(x.shape[1:])}; train at the size you run at, or take scope=channel."
+                f"got {tuple(own)}; train at the size you run at, or take scope=channel."
             )
         return clip_round(x, self.alpha, self.steps, self.rounding, self.site.signed)
 

@@ -329,6 +329,13 @@ def test_the_channels_of_a_sequence_are_its_last_axis() -> None:
     assert quantize_model(plan)(torch.randn(2, 5, 6)).shape == (2, 5, 3)
 
 
+def test_a_sequences_elements_are_the_features_of_one_step() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    how = scheme(ends=(4, 4), method=Method("pact", DoReFaWeight, functools.partial(PACT, scope="element")))
+    network = quantize_model(plan_of(model, how, (5, 6)))
+    assert network(torch.randn(2, 7, 6)).shape == (2, 7, 3)
+
+
 def test_one_step_for_the_network_is_one_for_weights_and_one_for_inputs() -> None:
     method = Method(
         "lsq", functools.partial(LSQ, scope="network"), functools.partial(LSQ, scope="network"), "input"
@@ -400,6 +407,30 @@ class Averaged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.act(self.conv(x))).flatten(1))
+
+
+class ChannelsLast(nn.Module):
+    """Linear layers on (H, W, C), and at last on all of it in a row or turned."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.turned = nn.Linear(8, 8), nn.Linear(8, 8), turned
+        self.fc = nn.Linear(8 if turned else 5 * 8 * 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.fc(x.transpose(2, 3) if self.turned else x.flatten(1))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("scope", "shapes"), [("channel", [(8,), (5, 1, 1)]), ("element", [(8,), (5, 8, 8)])])
+def test_features_of_linear_layers_are_the_last_axis_but_for_what_is_flattened_or_turned(
+    scope: str, shapes: list[tuple[int, ...]], turned: bool
+) -> None:
+    how = scheme(method=Method("pact", DoReFaWeight, functools.partial(PACT, scope=scope)))
+    plan = plan_of(ChannelsLast(turned), how, (5, 8, 8))
+    assert [tuple(site.quantizer.alpha.shape) for site in plan.sites] == shapes  # type: ignore[union-attr]
+    quantize_model(plan)(torch.randn(2, 5, 8, 8))
 
 
 @pytest.mark.parametrize(("pool", "said"), [(nn.AvgPool2d(2), True), (nn.MaxPool2d(2), False)])
