@@ -127,8 +127,8 @@ class LSQ(Quantizer):
             self.oscillation.begin(nearest(x, self.step, self.lowest, self.highest))
 
     def within(self, x: Tensor) -> Tensor:
-        """Return `x` as far as it can be on the grid: what stands in place of a ReLU cuts values below 0."""
-        return x.clamp(min=0) if self.site.kind == "activation" and self.lowest == 0 else x
+        """Return `x` as far as it can be on the grid: what stands in place of a ReLU cuts where that does."""
+        return x.clamp(0.0, self.site.end) if self.site.kind == "activation" and self.lowest == 0 else x
 
     def _start_step(self, x: Tensor) -> None:
         start = self.start(x.detach().float())
@@ -202,7 +202,12 @@ class LSQ(Quantizer):
 
     @torch.no_grad()
     def complaint(self) -> str | None:
-        """Say which steps the optimizer threw to almost nothing: gradients of their size bring none back."""
+        """Say which steps the optimizer threw to almost nothing: gradients of their size bring none back.
+
+        (Of a shared step its owner says so, which knows where it started.)
+        """
+        if self.is_shared:
+            return None
         count = int((self.step < FALLEN / FLOOR * self.floor).sum())
         if not count:
             return None

@@ -114,6 +114,25 @@ def test_one_step_for_the_whole_network_is_started_once():
     assert second.step is first.step and first.step.item() == start
 
 
+def test_the_watchdog_hears_of_a_shared_step_from_its_owner():
+    first, second = (LSQ(8, Site(name, "weight", WEIGHT.shape), scope="network") for name in "ab")
+    second.share(first)
+    for quantizer in (first, second):
+        quantizer.calibrate(0.02 * weights())
+        assert quantizer.complaint() is None
+    with torch.no_grad():
+        first.step.mul_(1e-3)
+    assert "fallen" in (first.complaint() or "") and second.complaint() is None
+
+
+def test_in_the_place_of_a_relu6_the_step_starts_from_what_that_lets_pass():
+    x = 10 * weights(8, 4)
+    quantizer, cut = LSQ(8, Site("act", "activation", (4,), end=6.0)), LSQ(8, Site("act.input", "input", (4,)))
+    quantizer.calibrate(x)
+    cut.calibrate(torch.nn.functional.relu6(x))
+    assert x.max() > 6 and quantizer.step.item() == cut.step.item()
+
+
 def test_bits_and_factors_are_checked():
     wrong = ({"gradient_factor": 0.0}, {"lr_factor": -1.0}, {"gradient_scale": "some"}, {"weight_decay": -0.5})
     for arguments in wrong:
