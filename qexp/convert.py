@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from qexp.errors import ConfigError
 from qexp.graph.plan import Plan
-from qexp.graph.tracing import input_node, layer_calls, relu_sites
+from qexp.graph.tracing import has_hooks, input_node, layer_calls, relu_sites
 from qexp.layers.quantized import QUANTIZED_LAYERS, QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
 
@@ -76,6 +76,9 @@ def quantize_model(plan: Plan, gradient: Callable[[], nn.Module] | None = None) 
     Every planned layer becomes its quantized form and every planned ReLU call its own quantizer. The float
     network's parameter tensors are used, not copied, under the names they had. `gradient` makes what stands behind
     each quantized layer to quantize its gradient, also of float weights that a quantized ReLU feeds.
+
+    Raises:
+        ConfigError: a layer or ReLU that is to be replaced has hooks, or one name would stand for two modules.
     """
     swapped = _quantized_layers(plan, fed=gradient is not None)
     if gradient is not None:
@@ -100,8 +103,18 @@ def _quantized_layers(plan: Plan, *, fed: bool) -> dict[str, nn.Module]:
                 continue
             if layer.name in layer_calls(graph):
                 module = graph.get_submodule(layer.name)
+                _refuse_hooks(module, layer.name)
                 swapped[layer.name] = QUANTIZED_LAYERS[type(module)](module, layer.weight, layer.input)  # type: ignore[arg-type]
     return swapped
+
+
+def _refuse_hooks(module: nn.Module, name: str) -> None:
+    """Raise ConfigError for a module with hooks: what takes its place would not run them."""
+    if has_hooks(module):
+        raise ConfigError(
+            f"{name}: it has hooks that may change what it computes, and its quantized form would not run them;"
+            f" remove them, or leave it in float (layers.'{name}'.quantizer=none)."
+        )
 
 
 def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module], *, trains: bool) -> None:
@@ -113,6 +126,8 @@ def _rewrite(graph: fx.GraphModule, plan: Plan, swapped: dict[str, nn.Module], *
     }
     for name, node in relus.items():
         if (quantizer := quantizers[name]) is not None:
+            if name in modules:
+                _refuse_hooks(modules[name], name)
             _replace_call(graph, node, name, quantizer)
         elif name in modules and quantizers.get(str(node.target)) is not None:
             # A shared ReLU, whose name is the quantizer of its first call by now.

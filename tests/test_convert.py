@@ -222,6 +222,18 @@ def test_two_graphs_move_as_one() -> None:
     assert network.offset.dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["conv2", "relu"])
+def test_hooks_that_would_be_lost_are_refused(name: str) -> None:
+    model = Small()
+    handle = model.get_submodule(name).register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ConfigError, match=f"{name}: it has hooks .*quantizer=none"):
+        quantized(model)
+    left = quantized(model, scheme(rules=(rule("conv2", method=NONE), rule("relu*", method=NONE))))
+    assert left.get_submodule(name)._forward_hooks
+    handle.remove()
+    quantized(model)
+
+
 class Regularized(nn.Module):
     """Drops values in training alone, between ReLUs that are modules."""
 

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qexp.errors import ConfigError
 from qexp.graph.agreement import require_agreement
 from qexp.graph.shapes import Shape, record_shapes
-from qexp.graph.tracing import input_node, inside, is_layer, trace
+from qexp.graph.tracing import has_hooks, input_node, inside, is_layer, trace
 
 FOLDS_INTO: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: nn.Linear,
@@ -43,7 +43,8 @@ class Folding:
         folded: (batch norm's name, name of the layer that does its work now), in forward order.
         kept: (batch norm's name, why it stays a float affine of each channel), in forward order.
         statistics: by the name of a layer that a batch norm was folded into, the mean (beta) and the standard
-            deviation (|gamma|) of each output channel (C), as training left them, for methods without data.
+            deviation (|gamma| sqrt(var / (var + eps)): 0 of a channel that never varies) of each output channel
+            (C), as training left them, for methods without data.
     """
 
     model: fx.GraphModule
@@ -128,19 +129,21 @@ def _batch_norm_calls(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 def _fold(graph: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
-    """Fold the batch norm that `node` calls, erase the call, and return its (beta, |gamma|)."""
+    """Fold the batch norm that `node` calls, erase the call, and return its `statistics`."""
     source = input_node(node)
     layer, norm = graph.get_submodule(str(source.target)), graph.get_submodule(str(node.target))
     assert isinstance(layer, (nn.Conv2d, nn.Linear)) and isinstance(norm, _BatchNorm)
+    assert norm.running_var is not None
     like = layer.weight
     with torch.no_grad():
         weight, bias = folded_parameters(layer.weight, layer.bias, norm)
         gamma, beta = affine(norm)
+        deviation = gamma.abs() * torch.sqrt(norm.running_var / (norm.running_var + norm.eps))
     layer.weight = nn.Parameter(weight.to(like.dtype), like.requires_grad)
     layer.bias = nn.Parameter(bias.to(like.dtype), like.requires_grad)
     node.replace_all_uses_with(source)
     graph.graph.erase_node(node)
-    return beta.clone(), gamma.abs()
+    return beta.clone(), deviation
 
 
 def _obstacles(graph: fx.GraphModule, node: fx.Node, shapes: dict[str, Shape]) -> Iterator[str]:
@@ -173,8 +176,7 @@ def _call_obstacles(graph: fx.GraphModule, node: fx.Node, who: str) -> Iterator[
     calls = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes)
     if calls > 1:
         yield f"{who} is called at {calls} places"
-    module = graph.get_submodule(str(node.target))
-    if module._forward_hooks or module._forward_pre_hooks:
+    if has_hooks(graph.get_submodule(str(node.target))):
         yield f"{who} has hooks that may change what it computes"
 
 

@@ -231,6 +231,11 @@ def _has_quantized_form(module: nn.Module) -> bool:
     return type(module) in QUANTIZED_LAYERS and isinstance(module.weight, nn.Parameter)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether something else runs before or after `module`, and may change what it reads or returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def layer_calls(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:
     """Return the calls of each quantizable layer by its name, in forward order."""
     calls: dict[str, list[fx.Node]] = {}
