@@ -21,6 +21,7 @@ from qexp.graph.tracing import (
     layer_calls,
     nonnegative,
     relu_end,
+    read_image,
     relu_sites,
     sources,
     trace,
@@ -174,7 +175,7 @@ def _plan_layers(
         site = Site(name, "weight", plan.weight_shape)
         plan.weight = _make(setting.method.weight, setting.bits.weight, site, scheme)
         averaged = any(source not in made_by for call in calls for source in sources(graph, call, keeps_levels))
-        image = all(source.op == "placeholder" for source in made_by)  # beside features it is one of them
+        image = read_image(graph, calls)
         mixed = image and not all(image_channels(graph, shapes, call) for call in calls)
         _plan_input(plan, graph, made_by, setting, scheme, sites, averaged=averaged, image=image, mixed=mixed)
         planned[name] = plan

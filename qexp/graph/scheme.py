@@ -10,7 +10,7 @@ from typing import Literal
 from torch import fx
 
 from qexp.errors import ConfigError, did_you_mean
-from qexp.graph.tracing import layer_calls, relu_sites
+from qexp.graph.tracing import layer_calls, read_image, relu_sites
 from qexp.ops.rounding import ste
 from qexp.quantizers.base import Quantizer, Rounding, Site
 
@@ -91,6 +91,10 @@ def layer_settings(graphs: Sequence[fx.GraphModule], scheme: Scheme) -> dict[str
         names += [name for name in layer_calls(graph) if name not in names]
     evaluated = list(layer_calls(graphs[-1]))
     settings = {name: Setting(scheme.bits, scheme.method) for name in names}
+    for graph in graphs:
+        for name, calls in layer_calls(graph).items():
+            if read_image(graph, calls):
+                settings[name] = Setting(replace(scheme.bits, activation=scheme.first.activation), scheme.method)
     settings[evaluated[0]] = replace(settings[evaluated[0]], bits=scheme.first)
     settings[evaluated[-1]] = replace(settings[evaluated[-1]], bits=scheme.last)
     relus = [name for graph in graphs for name in relu_sites(graph)]

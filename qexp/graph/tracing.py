@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -435,6 +435,11 @@ def sources(
             yield from sources(graph, before, passes)
         else:
             yield before
+
+
+def read_image(graph: fx.GraphModule, calls: Iterable[fx.Node]) -> bool:
+    """Say whether `calls` read the network's input alone; beside features it is one of them."""
+    return all(source.op == "placeholder" for call in calls for source in sources(graph, call))
 
 
 def consumers(graph: fx.GraphModule, node: fx.Node) -> set[str]:

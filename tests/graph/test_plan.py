@@ -262,6 +262,23 @@ def test_a_flattened_image_is_quantized_by_channel() -> None:
     torch.testing.assert_close(grid(low), low)
 
 
+class TwoStems(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 5, padding=2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.a(x), self.b(x)], 1).relu().mean((2, 3)))
+
+
+def test_the_image_has_the_first_layers_width_wherever_it_is_read() -> None:
+    first = Widths(5, 8)
+    plan = plan_of(TwoStems(), scheme((2, 2), first=first))
+    assert input_bits(plan)["b"] == input_bits(plan)["a"] == 8 and weight_bits(plan) == {"a": 5, "b": 2, "fc": 32}
+    ruled = plan_of(TwoStems(), scheme((2, 2), first=first, rules=(rule("b", activation_bits=3),)))
+    assert (input_bits(ruled)["a"], input_bits(ruled)["b"]) == (8, 3)
+
+
 def test_what_has_no_quantized_form_is_listed() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
