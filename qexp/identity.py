@@ -151,6 +151,7 @@ def _special_versions(config: Config, targets: list[str]) -> dict[str, dict[str,
         "soft": config.rounding["_target_"] != PLAIN_ROUNDING,
         "network": "network" in scopes,
         "relu": any(method["placement"] == "relu" for method in methods),
+        "float_activations": config.bits.activation == 32,
     }
     content = {}
     for what in (what for what, is_so in has.items() if is_so):

@@ -175,6 +175,17 @@ def test_what_only_some_runs_of_learned_steps_have_renames_these_alone() -> None
     assert not {"network_versions", "relu_versions"} & set(found("quantizer.weight.scope=channel"))
 
 
+def test_dorefas_clip_that_a_float_network_loses_renames_float_activations_alone() -> None:
+    def found(*words: str) -> dict[str, Any]:
+        return dict(identity(parsed(*words), DIGESTS)["quantization"])
+
+    changed = {"qexp.quantizers.dorefa.DoReFaActivation": 2}
+    for quantizer in ("dorefa", "wrpn"):
+        assert found(f"quantizer={quantizer}", "bits=w4a32")["float_activations_versions"] == changed
+        assert "float_activations_versions" not in found(f"quantizer={quantizer}", "bits=4")
+    assert "float_activations_versions" not in found("quantizer=pact", "bits=w4a32")
+
+
 def test_compiled_steps_are_other_runs() -> None:
     assert name(parsed(), compiled=True) != name(parsed(), compiled=False)
     assert name(parsed("trainer.compile=true"), compiled=True) == name(parsed(), compiled=True)

@@ -257,7 +257,8 @@ def _make(
         return None
     scoped = {} if scope is None else {"scope": scope}
     quantizer = factory(bits=bits, site=site, rounding=scheme.rounding(site), **scoped)
-    return quantizer if bits < 32 or quantizer.acts_at_32 else None
+    acts = quantizer.acts_at_32 and not (quantizer.only_beside_fewer and scheme.bits.activation == 32)
+    return quantizer if bits < 32 or acts else None
 
 
 def _float_modules(model: nn.Module, layers: Container[str]) -> list[tuple[str, str]]:

@@ -98,12 +98,15 @@ class Quantizer(nn.Module):
 
     special_versions: ClassVar[Mapping[str, int]] = {}
     """Of what only some runs have, and counted for these alone: `soft`, a rounding other than the plain one;
-    `network`, that scope; `relu`, that placement."""
+    `network`, that scope; `relu`, that placement; `float_activations`, inner activations of 32 bits."""
 
     supported_bits: ClassVar[tuple[int, ...]] = BITS
 
     acts_at_32: ClassVar[bool] = False
     """Whether it still changes values at 32 bits (PACT clips); else a site of 32 bits is left alone."""
+
+    only_beside_fewer: ClassVar[bool] = False
+    """Whether it acts at 32 bits only where the network's inner activations have fewer; else the ReLU stays."""
 
     needs_moments: ClassVar[bool] = False
     """Whether `fit_activations` reads more than the range."""

@@ -6,6 +6,9 @@ equation numbers are given.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -69,8 +72,12 @@ class DoReFaWeight(Quantizer):
 class DoReFaActivation(FixedClip):
     """The activation quantizer of DoReFa: clip to [0, 1] (signed sites: [-1, 1], ours), then round.
 
-    At 32 bits it clips and does not round, as the authors' code does before a last layer left in float.
+    At 32 bits it clips and does not round, as the authors' code does before a last layer left in float; where the
+    network's inner activations have 32 bits the ReLU stays, as there.
     """
+
+    only_beside_fewer: ClassVar[bool] = True
+    special_versions: ClassVar[Mapping[str, int]] = {"float_activations": 2}  # since the ReLU stays then
 
     def __init__(self, bits: int, site: Site, rounding: Rounding = ste) -> None:
         super().__init__(bits, site, rounding, level=1.0)

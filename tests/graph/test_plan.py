@@ -199,6 +199,14 @@ def test_layers_that_disagree_leave_their_activation_as_it_is_elsewhere() -> Non
         assert isinstance(site.quantizer, PACT) and (site.bits, site.quantizer.scope) == (4, "layer")
 
 
+def test_dorefas_clip_to_1_takes_a_float_relus_place_only_beside_narrower_ones() -> None:
+    kinds = {
+        bits: [type(site.quantizer).__name__ for site in small(scheme((4, bits), method=DOREFA)).sites]
+        for bits in (4, 32)
+    }
+    assert kinds == {4: ["DoReFaActivation"] * 3, 32: ["NoneType"] * 3}
+
+
 def test_none_for_a_layer_keeps_it_and_its_relu() -> None:
     plan = small(None, rule("conv2", method=NONE))
     layer = next(layer for layer in plan.layers if layer.name == "conv2")
