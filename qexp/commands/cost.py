@@ -242,7 +242,7 @@ def layer_list(config: Config) -> Layers:
     layers = []
     for layer in (planned[name] for name in layer_calls(plan.graphs[-1])):
         row = layer_row(layer, plan)
-        sizes = (math.prod(layer.input_shape), math.prod(layer.output_shape))
+        sizes = (layer.inputs, layer.outputs)
         layers.append(Layer(layer.name, row.macs, row.parameters, *sizes, layer.weight_shape, layer.groups))
     return layers, [f"{module} ({kind})" for module, kind in plan.float_modules]
 

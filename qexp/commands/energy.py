@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qexp.config import Config, parse
+from qexp.hardware.cost import packed_bytes
 from qexp.hardware.energy import DRAM_PJ, Energy, layer_energy, total, unique_filters
 from qexp.report.tables import Column, Table
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from qexp.commands.explain import LayerRow
     from qexp.data.base import DataSource
     from qexp.graph.plan import Plan
 
@@ -45,7 +46,7 @@ def energy_table(words: Sequence[str]) -> Table:
         QexpError: there is no such run, or what the composition or the plan says.
     """
     from qexp.build import build  # torch is imported below, after the words were looked at
-    from qexp.commands.explain import layer_row
+    from qexp.commands.explain import layer_row, stored_once
 
     folders = [word for word in words if "=" not in word]
     run = Path(folders[0]) if folders else None
@@ -53,15 +54,17 @@ def energy_table(words: Sequence[str]) -> Table:
     source = build(config.dataset)
     model, plan = _planned(config, source, run)
     records, energies, floats = [], [], []
-    for layer in plan.layers:
-        row, inputs = layer_row(layer, plan), math.prod(layer.input_shape)
-        energies.append(layer_energy(row.macs, row.weight_bytes, row.weight_bits, inputs, row.activation_bits))
-        floats.append(layer_energy(row.macs, 4 * row.parameters, 32, inputs, 32))
+    rows = [layer_row(layer, plan) for layer in plan.layers]
+    for layer, row in zip(plan.layers, rows, strict=True):
+        read = packed_bytes(layer.inputs, row.stored_activation_bits)
+        macs = row.products * row.macs
+        energies.append(layer_energy(macs, row.weight_bytes, row.weight_bits, read, row.activation_bits))
+        floats.append(layer_energy(row.macs, 4 * row.parameters, 32, 4 * layer.inputs, 32))
         signs = run is not None and config.calibration is None and row.weight_bits == 1
         weight = model.get_submodule(layer.name).weight if signs else None
         bits = f"w{row.weight_bits}a{row.activation_bits}"
         records.append(_record(layer.name, bits, row, energies[-1]) | {"unique": _unique(weight)})
-    records.append(_whole(records, total(energies)))
+    records.append(_whole(records, stored_once(rows, plan), total(energies)))
     left_out = _left_out(model, plan, records[-1])
     return Table(
         title=f"{_network(words, config)}: memory and energy for one sample",
@@ -127,7 +130,7 @@ def _network(words: Sequence[str], config: Config) -> str:
     return ", ".join([f"{config.names['model']} on {config.names['dataset']}", *rest])
 
 
-def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:
+def _record(name: str, bits: str, row: LayerRow, energy: Energy) -> dict[str, Any]:
     return {
         "layer": name,
         "bits": bits,
@@ -139,10 +142,15 @@ def _record(name: str, bits: str, row: Any, energy: Energy) -> dict[str, Any]:
     }
 
 
-def _whole(records: Sequence[dict[str, Any]], energy: Energy) -> dict[str, Any]:
-    """Return the line of all layers; its share of unique filters is the mean of the layers', as in the paper."""
-    sums = {key: sum(record[key] for record in records) for key in ("macs", "bit_operations", "weight_bytes")}
-    floats = sum(record["times"] * record["weight_bytes"] for record in records)
+def _whole(records: Sequence[dict[str, Any]], stored: Sequence[LayerRow], energy: Energy) -> dict[str, Any]:
+    """Return the line of all layers; its share of unique filters is the mean of the layers', as in the paper.
+
+    Args:
+        stored: of each tensor of weights, one row.
+    """
+    sums = {key: sum(record[key] for record in records) for key in ("macs", "bit_operations")}
+    sums["weight_bytes"] = sum(row.weight_bytes for row in stored)
+    floats = 4 * sum(row.parameters for row in stored)
     shares = [record["unique"] for record in records if record["unique"] is not None]
     return {
         "layer": "all",

@@ -28,7 +28,9 @@ from qexp.report.tables import WIDE
 class LayerRow:
     """One layer as it is shown: names and bits, and what it costs for one sample.
 
-    `bit_operations` counts a float operand as 32 bits; `weight_bytes` is the packed size of the weights alone;
+    `stored_activation_bits` are those that an input takes in memory; `macs` count every call, and `products` is
+    how many products each of them takes; `bit_operations` counts a float operand as 32 bits; `weight_bytes` is the
+    packed size of the weights alone;
     `quantized_before` names the ReLUs before its own input quantizer that are quantized already.
     """
 
@@ -38,11 +40,13 @@ class LayerRow:
     weight_bits: int
     activation: str
     activation_bits: int
+    stored_activation_bits: float
     scope: str
     signed: bool
     shape: tuple[int, ...]
     parameters: int
     macs: int
+    products: int
     bit_operations: int
     weight_bytes: int
     note: str
@@ -86,10 +90,23 @@ def summary(config: Config, plan: Plan) -> dict[str, Any]:
         "float_modules": [{"name": name, "kind": kind} for name, kind in plan.float_modules],
         "float_norms": [{"name": name, "reason": reason} for name, reason in plan.float_norms],
         "totals": {
-            key: sum(getattr(row, key) for row in rows)
-            for key in ("parameters", "macs", "bit_operations", "weight_bytes")
+            **_sums(stored_once(rows, plan), "parameters", "weight_bytes"),
+            **_sums(rows, "macs", "bit_operations"),
         },
     }
+
+
+def _sums(rows: Sequence[LayerRow], *keys: str) -> dict[str, int]:
+    return {key: sum(getattr(row, key) for row in rows) for key in keys}
+
+
+def stored_once(rows: Sequence[LayerRow], plan: Plan) -> list[LayerRow]:
+    """Return one row of each tensor of weights, that with the most bytes: layers that share one store it once."""
+    layers = dict(module for graph in plan.graphs for module in graph.named_modules(remove_duplicate=False))
+    kept: dict[int, LayerRow] = {}
+    for row in sorted(rows, key=lambda row: row.weight_bytes):
+        kept[id(layers[row.name].weight)] = row
+    return list(kept.values())
 
 
 def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
@@ -104,7 +121,9 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         for name, quantizer in zip(layer.fed_by, fed, strict=True)
         if quantizer is not None and quantizer.bits < 32
     ]
-    macs = (convolution_macs if layer.kind == "Conv2d" else linear_macs)(layer.weight_shape, layer.output_shape)
+    count = convolution_macs if layer.kind == "Conv2d" else linear_macs
+    macs = sum(count(layer.weight_shape, made) for _, made in layer.calls)
+    products = 1 if layer.weight is None else layer.weight.products
     parameters = math.prod(layer.weight_shape)
     return LayerRow(
         name=layer.name,
@@ -113,12 +132,14 @@ def layer_row(layer: LayerPlan, plan: Plan) -> LayerRow:
         weight_bits=layer.weight_bits,
         activation=", ".join(dict.fromkeys(_label(reader) for reader in readers)) or "float",
         activation_bits=layer.activation_bits,
+        stored_activation_bits=max([layer.activation_bits, *(reader.stored_bits for reader in readers)]),
         scope=", ".join(dict.fromkeys(reader.scope for reader in readers if reader.learned())),
         signed=any(reader.below_zero() for reader in readers),
         shape=layer.weight_shape,
         parameters=parameters,
         macs=macs,
-        bit_operations=bit_operations(macs, layer.weight_bits, layer.activation_bits),
+        products=products,
+        bit_operations=bit_operations(products * macs, layer.weight_bits, layer.activation_bits),
         weight_bytes=packed_bytes(parameters, 32 if layer.weight is None else layer.weight.stored_bits),
         note=layer.note,
         quantized_before="" if layer.input is None else ", ".join(before),

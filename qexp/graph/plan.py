@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +21,8 @@ from qexp.graph.tracing import (
     keeps_levels,
     layer_calls,
     nonnegative,
-    relu_end,
     read_image,
+    relu_end,
     relu_sites,
     sources,
     trace,
@@ -33,13 +34,15 @@ from qexp.quantizers.image import ImageGrid
 
 @dataclass
 class LayerPlan:
-    """One convolution or linear layer: its quantizers, and why what is float stays float."""
+    """One convolution or linear layer: its quantizers, and why what is float stays float.
+
+    `calls` has the shapes of one sample, (input, output), at each call; evaluation's where that calls it.
+    """
 
     name: str
     kind: str
     weight_shape: Shape
-    input_shape: Shape
-    output_shape: Shape
+    calls: list[tuple[Shape, Shape]]
     groups: int = 1
     bias: bool = False
     weight: Quantizer | None = None
@@ -47,6 +50,16 @@ class LayerPlan:
     fed_by: list[str] = field(default_factory=list)
     activation_bits: int = 32
     note: str = ""
+
+    @property
+    def inputs(self) -> int:
+        """How many values it reads for one sample, over all calls."""
+        return sum(math.prod(read) for read, _ in self.calls)
+
+    @property
+    def outputs(self) -> int:
+        """How many values it makes for one sample, over all calls."""
+        return sum(math.prod(made) for _, made in self.calls)
 
     @property
     def weight_bits(self) -> int:
@@ -112,9 +125,10 @@ def make_plan(model: nn.Module, scheme: Scheme, input_shape: Shape) -> Plan:
     sites = _merge(
         [_plan_sites(graph, seen, scheme, settings) for graph, seen in zip(graphs, shapes, strict=True)]
     )
-    layers = _merge(
-        [_plan_layers(graph, seen, scheme, settings, sites) for graph, seen in zip(graphs, shapes, strict=True)]
-    )
+    parts = [
+        _plan_layers(graph, seen, scheme, settings, sites) for graph, seen in zip(graphs, shapes, strict=True)
+    ]
+    layers = _merge(parts) | parts[-1]  # what a layer reads in evaluation decides
     plan = Plan(list(layers.values()), list(sites.values()), _float_modules(model, layers), graphs)
     _share_across_network(plan)
     return plan
@@ -160,14 +174,14 @@ def _plan_layers(
     for name, calls in layer_calls(graph).items():
         layer, setting = graph.get_submodule(name), settings[name]
         made_by = [source for call in calls for source in sources(graph, call)]
-        produced = shapes[calls[0].name]
+        passes = [(shapes[input_node(call).name], shapes[call.name]) for call in calls]
+        if isinstance(layer, Recurrence):  # it reads its own output, and is called with what the inputs contribute
+            passes = [(produced, contributed) for contributed, produced in passes]
         plan = LayerPlan(
             name,
             type(layer).__name__,
             tuple(layer.weight.shape),  # type: ignore[arg-type]
-            # A recurrent layer reads its own output, and is called with what the inputs contribute.
-            produced if isinstance(layer, Recurrence) else shapes[input_node(calls[0]).name],
-            shapes[input_node(calls[0]).name] if isinstance(layer, Recurrence) else produced,
+            passes,
             groups=getattr(layer, "groups", 1),
             bias=layer.bias is not None,
             fed_by=list(dict.fromkeys(relus[source] for source in made_by if source in relus)),
@@ -199,7 +213,8 @@ def _plan_input(
     by_relus = setting.method.placement == "relu" and len(plan.fed_by) == len(set(made_by)) and decided
     signed = image or (not by_relus and _signed(graph, made_by, sites))
     # A linear layer reads the last axis alone; axes before it (the steps of a sequence) are positions.
-    shape = plan.input_shape if plan.kind == "Conv2d" else plan.input_shape[-1:]
+    (shape, _), *_ = plan.calls
+    shape = shape if plan.kind == "Conv2d" else shape[-1:]
     site = Site(f"{plan.name}.input", "input", shape, signed=signed)
     if image:
         plan.input = _image_grid(setting, site, scheme, mixed=mixed)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qexp.errors import ConfigError
-from qexp.hardware.cost import packed_bytes
 
 MULTIPLY_PJ = {"int8": 0.2, "int32": 3.1, "float16": 1.1, "float32": 3.7}
 ADD_PJ = {"int8": 0.03, "int32": 0.1, "float16": 0.4, "float32": 0.9}
@@ -53,14 +52,14 @@ def mac_energy(weight_bits: int, activation_bits: int) -> float:
 
 
 def layer_energy(
-    macs: int, weight_bytes: int, weight_bits: int, inputs: int, activation_bits: int, cache: int = 1_048_576
+    macs: int, weight_bytes: int, weight_bits: int, input_bytes: int, activation_bits: int, cache: int = 1_048_576
 ) -> Energy:
     """Return a layer's energy for one sample: each weight comes from DRAM once, each input from a cache once.
 
     Args:
-        macs: multiply-accumulates for one sample.
+        macs: multiply-accumulates for one sample; those that take several products several times.
         weight_bytes: that the weights take in memory, which may be more than their multiplier's bits.
-        inputs: how many numbers.
+        input_bytes: that the inputs take, likewise.
         cache: bytes of the cache that holds the inputs, a key of `CACHE_PJ`.
 
     Raises:
@@ -70,7 +69,7 @@ def layer_energy(
         sizes = ", ".join(map(str, CACHE_PJ))
         raise ConfigError(f"cache={cache}: energies are known for caches of {sizes} bytes.")
     fetched = weight_bytes / ACCESS_BYTES
-    read = packed_bytes(inputs, activation_bits) / ACCESS_BYTES
+    read = input_bytes / ACCESS_BYTES
     least, most = (fetched * each for each in DRAM_PJ)
     return Energy(macs * mac_energy(weight_bits, activation_bits), read * CACHE_PJ[cache], (least, most))
 

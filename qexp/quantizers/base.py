@@ -194,6 +194,11 @@ class Quantizer(nn.Module):
         """Bits that one value takes in memory: `bits`, unless codes say more than the multiplier sees."""
         return self.bits
 
+    @property
+    def products(self) -> int:
+        """How many products one of its values takes in a multiply-accumulate: 1, or one for each of its parts."""
+        return 1
+
     def learned(self) -> dict[str, nn.Parameter]:
         """Return the learned tensors by their name in the logs: `{"alpha": ...}`. Default: none."""
         return {}

@@ -83,3 +83,8 @@ class CorrectedWeight(Quantizer):
     def stored_bits(self) -> float:
         """The inner quantizer's."""
         return self.inner.stored_bits
+
+    @property
+    def products(self) -> int:
+        """The inner quantizer's."""
+        return self.inner.products

@@ -33,7 +33,8 @@ class OMSEWeight(Quantizer):
     Args:
         scope: one scale per `layer` or per output `channel`.
         dual_above: a layer whose squared error, as a share of its weights' squares, is above this gets a second
-            tensor of integers for what the first leaves over, and takes twice the memory; None for no layer.
+            tensor of integers for what the first leaves over, and takes twice the memory and twice
+            the products; None for no layer.
 
     Raises:
         ConfigError: a negative share; a second tensor of more than 4 bits.
@@ -90,7 +91,12 @@ class OMSEWeight(Quantizer):
     @property
     def stored_bits(self) -> int:
         """Twice the width where there is a second tensor."""
-        return self.bits if self.bits == 32 or not bool(self.second.any()) else 2 * self.bits
+        return self.products * self.bits
+
+    @property
+    def products(self) -> int:
+        """2 where there is a second tensor."""
+        return 2 if self.bits < 32 and bool(self.second.any()) else 1
 
     @torch.no_grad()
     def fit_weights(self, weight: Tensor) -> None:

@@ -257,7 +257,7 @@ def test_what_follows_a_call_writes_into_no_target():
             return self.act(self.conv(self.act(self.conv(x))))
 
     model, images = Twice().eval(), torch.randn(8, *SHAPE)
-    layer = LayerPlan("conv", "Conv2d", (3, 3, 1, 1), SHAPE, SHAPE)
+    layer = LayerPlan("conv", "Conv2d", (3, 3, 1, 1), [(SHAPE, SHAPE)])
     with torch.no_grad():
         first = model.conv(images)
         targets = reconstruction._outputs(model, layer, 2, images)

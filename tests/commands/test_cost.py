@@ -205,6 +205,15 @@ def test_weights_are_read_as_they_are_stored(capsys: pytest.CaptureFixture[str])
         assert spent == pytest.approx([accesses * each / 1e6 for each in DRAM_PJ], rel=1e-3)
 
 
+def test_inputs_are_read_as_they_are_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    """PWLQ's activations take a bit more in memory, which says which piece of the range they lie in."""
+    read = []
+    for method in ("uniform", "pwlq_activation"):
+        assert cost.main(["--energy", f"quantizer={method}", "bits=4", "first_last=same", "--format", "csv"]) == 0
+        read.append([float(line["inputs_uj"]) for line in records(capsys.readouterr().out)][1:-1])
+    assert read[1] == pytest.approx([5 / 4 * each for each in read[0]])
+
+
 @pytest.mark.parametrize(
     ("words", "bits"),
     [

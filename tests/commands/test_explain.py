@@ -6,9 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from qexp.commands import explain
+from qexp.graph.plan import LayerPlan, Plan
+from qexp.quantizers.base import Site
+from qexp.quantizers.corrected import CorrectedWeight
+from qexp.quantizers.omse import OMSEWeight
 
 from ..composing import configured
 
@@ -89,7 +95,7 @@ def test_the_sign_of_what_stands_in_a_relus_place_is_its_grids(
 
 
 def test_an_input_that_is_quantized_a_second_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("layers.fc2.quantizer=lsq", "layers.fc2.bits=4")
+    words = ("layers.fc2.quantizer=uniform", "layers.fc2.bits=4")
     kept = ("layers.act1.quantizer=qnn_binary", "layers.act1.bits=1")
     config = configured("quantizer=qnn_binary", "bits=1", *words, *kept, command="explain")
     report = explain.run(config)
@@ -104,6 +110,43 @@ def test_an_input_that_is_quantized_a_second_time_is_told(capsys: pytest.Capture
 def test_alphas_are_counted_once(scope: str, alphas: int, values: int, capsys: pytest.CaptureFixture[str]) -> None:
     report = explained(capsys, f"quantizer.activation.scope={scope}")
     assert (report["alphas"], report["alpha_values"]) == (alphas, values)
+
+
+def test_a_second_tensor_of_integers_takes_a_second_product() -> None:
+    shape = (8, 8, 3, 3)
+    weight = OMSEWeight(4, Site("conv", "weight", shape), dual_above=0.0).eval()
+    planned = LayerPlan("conv", "Conv2d", shape, [((8, 5, 5), (8, 5, 5))], weight=weight, activation_bits=8)
+    row = explain.layer_row(planned, Plan([planned], [], [], ()))
+    assert (row.products, row.bit_operations) == (1, row.macs * 4 * 8)
+    weight.fit_weights(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    row = explain.layer_row(planned, Plan([planned], [], [], ()))
+    assert (row.products, row.bit_operations) == (2, row.macs * 2 * 4 * 8)
+    assert CorrectedWeight(weight).products == 2
+
+
+class Reused(nn.Module):
+    """A convolution called at two sizes, and two layers with one tensor of weights."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+        self.stem, self.conv, self.pool = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.MaxPool2d(2)
+        self.first, self.second, self.fc = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.pool(self.conv(self.stem(x))))
+        return self.fc(self.second(self.first(x.mean((2, 3)))))
+
+
+def test_every_call_is_counted_and_shared_weights_are_stored_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "build_float", Reused)
+    report = explained(capsys, "quantizer=uniform", "bits=4", "first_last=same")
+    assert layer(report, "conv")["macs"] == 8 * 8 * (8 * 8 + 4 * 4)
+    assert report["totals"]["parameters"] == 8 + 64 + 64 + 80
+    assert report["totals"]["weight_bytes"] == (8 + 64 + 64 + 80) // 2
+    assert report["totals"]["macs"] == sum(entry["macs"] for entry in report["layers"])
 
 
 def test_three_bits_are_packed_and_rounded_up(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +176,6 @@ def test_the_text_shows_layers_ends_and_totals(capsys: pytest.CaptureFixture[str
 def test_the_text_lists_modules_without_a_quantized_form(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch import nn
-
     class WithEmbedding(nn.Sequential):
         def __init__(self, *_: object) -> None:
             super().__init__(

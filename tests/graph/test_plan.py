@@ -262,14 +262,6 @@ def test_a_quantized_image_needs_its_range() -> None:
         small(scheme(ends=(8, 8), input_range=None))
 
 
-def test_a_flattened_image_is_quantized_by_channel() -> None:
-    plan = plan_of(MLP(input_shape=(3, 8, 8), num_classes=4, hidden=(6,)), scheme(ends=(8, 8)))
-    grid = plan.layers[0].input
-    assert isinstance(grid, ImageGrid) and grid.lowest.shape == (192,)
-    low = torch.full((1, 192), RANGE[0][0])
-    torch.testing.assert_close(grid(low), low)
-
-
 class TwoStems(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -285,6 +277,14 @@ def test_the_image_has_the_first_layers_width_wherever_it_is_read() -> None:
     assert input_bits(plan)["b"] == input_bits(plan)["a"] == 8 and weight_bits(plan) == {"a": 5, "b": 2, "fc": 32}
     ruled = plan_of(TwoStems(), scheme((2, 2), first=first, rules=(rule("b", activation_bits=3),)))
     assert (input_bits(ruled)["a"], input_bits(ruled)["b"]) == (8, 3)
+
+
+def test_a_flattened_image_is_quantized_by_channel() -> None:
+    plan = plan_of(MLP(input_shape=(3, 8, 8), num_classes=4, hidden=(6,)), scheme(ends=(8, 8)))
+    grid = plan.layers[0].input
+    assert isinstance(grid, ImageGrid) and grid.lowest.shape == (192,)
+    low = torch.full((1, 192), RANGE[0][0])
+    torch.testing.assert_close(grid(low), low)
 
 
 def test_what_has_no_quantized_form_is_listed() -> None:
@@ -404,6 +404,22 @@ class Forked(nn.Module):
 def forked(method: Method, *rules: LayerRule, bits: tuple[int, int] = (4, 4)) -> LayerPlan:
     plan = plan_of(Forked(), scheme(bits, method=method, rules=rules))
     return next(layer for layer in plan.layers if layer.name == "left")
+
+
+class Dropped(Forked):
+    """Training scales what one of the layers reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        y = x * torch.rand_like(x[:, :1, :1, :1]) if self.training else x
+        return self.fc(self.last(self.left(y) + self.right(x)).mean((2, 3)))
+
+
+def test_what_a_layer_reads_in_evaluation_decides_its_input() -> None:
+    plan = plan_of(Dropped(), scheme())
+    assert len(plan.graphs) == 2
+    left = next(layer for layer in plan.layers if layer.name == "left")
+    assert (left.input, left.fed_by, left.activation_bits) == (None, ["act"], 4)
 
 
 def test_a_layer_whose_relu_stays_quantizes_its_input_itself() -> None:

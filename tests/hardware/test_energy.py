@@ -8,7 +8,7 @@ from qexp.hardware.energy import ADD_PJ, MULTIPLY_PJ, layer_energy, mac_energy, 
 
 def test_a_binary_network_costs_more_than_an_order_of_magnitude_less() -> None:
     """The paper's conclusion, and 32 times fewer bytes of weights, so 32 times less energy for them."""
-    real, binary = (layer_energy(10**6, 800 * bits, bits, 800, bits) for bits in (32, 1))
+    real, binary = (layer_energy(10**6, 800 * bits, bits, 100 * bits, bits) for bits in (32, 1))
     assert real.weights[0] == pytest.approx(32 * binary.weights[0])
     assert real.arithmetic > 10 * binary.arithmetic
 
