@@ -24,7 +24,7 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
 
     Raises:
         ConfigError: layers that cannot run on bits, without engine.fallback=true; a network of several answers;
-            a folder to save in or a split that is not there.
+            a folder to save in or a split that is not there; a folder in the place of the file to save.
         CheckpointError: `engine.load` is no packed checkpoint of this network.
         TrainingError: the proof fails: a bug of the kernel, or a processor that computes otherwise.
     """
@@ -56,7 +56,11 @@ def _require_proof(engine: Engine, network: nn.Module | None, source: DataSource
 
 
 def _refuse_place(file: str | None) -> None:
-    """Refuse a folder that is not there before the proof takes minutes."""
+    """Refuse a folder that is not there, and one in the place of the file, before the proof takes minutes."""
+    if file is not None and Path(file).is_dir():
+        raise ConfigError(
+            f"engine.save={file}: that is a folder; name a file in it, {Path(file) / 'run.safetensors'}."
+        )
     if file is not None and not Path(file).absolute().parent.is_dir():
         raise ConfigError(f"engine.save={file}: there is no folder {Path(file).parent}; name one that is there.")
 
