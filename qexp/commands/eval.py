@@ -23,28 +23,33 @@ ROUNDING, SHOWN = 1e-6, 1e-4
 def run(config: Config) -> dict[str, Any]:
     """Print loss and accuracy of `eval.run` (or of the network composed here) on `eval.split`.
 
-    A run's test accuracy is compared with its result.json.
+    A run's test accuracy is compared with its result.json. With `engine.load` neither a run's checkpoint nor
+    `model.weights` is needed: the packed file holds the whole network.
 
     Returns:
         `path`, `status` (done), `metrics`, `primary_metric`, `matches` (True, False, or None without a record).
 
     Raises:
-        ConfigError: nothing to evaluate: neither a run nor weights.
+        ConfigError: nothing to evaluate: no run, no weights, no packed file.
         CheckpointError: the run's checkpoint is missing, damaged or of another network.
     """
     from qexp.commands.network import build_network
     from qexp.lit.evaluate import evaluate
     from qexp.lit.start import seed_everything
 
-    if config.eval.run is None and not config.model.get("weights"):
-        raise ConfigError("eval: name what to evaluate: eval.run=<run folder>, or model.weights=<checkpoint>.")
-    if config.eval.run is None:
+    weights, packed = config.model.get("weights"), config.engine.load
+    if config.eval.run is None and not weights and packed is None:
+        raise ConfigError(
+            "eval: name what to evaluate: eval.run=<run folder>, model.weights=<checkpoint>, or with engine=xnor"
+            " engine.load=<packed checkpoint>."
+        )
+    if config.eval.run is None and weights:
         refuse_other_normalization(config)
     source = build(config.dataset)
     seed_everything(config.seed)
     network = build_network(config, source)
     folder = None if config.eval.run is None else RunDirectory(config.eval.run)
-    if folder is not None:
+    if folder is not None and packed is None:
         load_run(network, folder)
     if config.engine.name == "xnor":
         from qexp.commands.packed import evaluate_packed
@@ -52,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
         metrics = evaluate_packed(network, source, config)
     else:
         metrics = evaluate(network, source, config, config.eval.split)
-    place = str(folder.path) if folder is not None else str(Path(config.model["weights"]))
+    place = str(folder.path if folder is not None else Path(packed or weights))
     primary = f"{'test' if config.eval.split == 'test' else 'val'}_{source.primary_metric}"
     width = max(map(len, metrics)) + 1
     for name, value in metrics.items():

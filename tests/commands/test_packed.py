@@ -40,6 +40,12 @@ def test_a_run_evaluates_the_same_on_bits_and_from_the_file_it_packs(
         assert re.search(rf"test accuracy +{accuracy:.4f}", said) and "the same as in" in said
         assert "3 layers on bits" in said and "NOT" not in said and "DIFFER" not in said
     assert 0.2 < accuracy < 1
+    (result.parent / "last.ckpt").unlink()
+    composed = [*(word for word in words if not word.startswith(("epochs", "logger"))), f"output_dir={tmp_path}"]
+    for what in ([str(result.parent)], composed):
+        capsys.readouterr()
+        assert main(["eval", *what, "engine=xnor", f"engine.load={file}"]) == 0
+        assert re.search(rf"test accuracy +{accuracy:.4f}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("way", ["a proof that fails", "no samples"])
