@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from qexp.errors import CheckpointError, ConfigError
 from qexp.files import atomic_write
+from qexp.quantizers.base import Quantizer
 from qexp.xnor.grids import Grid
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.packing import pack_planes, unpack_planes
 
-FORMAT = "qexp-packed-1"
+FORMAT, EARLIER = "qexp-packed-2", "qexp-packed-1"
+"""Of files, and of those that hold no quantizers."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Packed:
-    """What a file holds: the codes of each packed layer's weights with their grid, and every other tensor."""
+    """What a file holds: the codes of each packed layer's weights with their grid, and every other tensor.
+
+    `quantizers` are those of the network, in words, by the names of their modules.
+    """
 
     weights: Mapping[str, tuple[Grid, Tensor]]
     rest: Mapping[str, Tensor]
+    quantizers: Mapping[str, str]
 
 
 def save_packed(path: Path, network: nn.Module, layers: list[IntegerLayer]) -> Sizes:
@@ -57,7 +63,8 @@ def save_packed(path: Path, network: nn.Module, layers: list[IntegerLayer]) -> S
     for name, value in network.state_dict().items():
         if name not in packed:
             tensors[f"rest/{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
-    content = save(tensors, metadata={"format": FORMAT, "layers": json.dumps(about)})
+    notes = {"layers": json.dumps(about), "quantizers": json.dumps(_quantizers(network))}
+    content = save(tensors, metadata={"format": FORMAT, **notes})
     try:
         atomic_write(path, content)
     except OSError as error:
@@ -76,7 +83,7 @@ def load_packed(path: Path) -> Packed:
     """Read such a file.
 
     Raises:
-        CheckpointError: missing, damaged, or none of these.
+        CheckpointError: missing, damaged, of an earlier format, or none of these.
     """
     if not path.is_file():
         raise CheckpointError(f"engine.load={path}: there is no such file; engine.save=FILE writes one.")
@@ -84,23 +91,26 @@ def load_packed(path: Path) -> Packed:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        if about.get("format") == EARLIER:
+            raise CheckpointError("of an earlier qexp, which did not note the quantizers")
         if about.get("format") != FORMAT:
             raise KeyError("format")
         weights = {name: _weight(name, one, tensors) for name, one in json.loads(about["layers"]).items()}
+        quantizers = {str(name): str(words) for name, words in json.loads(about["quantizers"]).items()}
     except CheckpointError as error:
         raise CheckpointError(f"engine.load={path}: {error}; write it again with engine.save=FILE.") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"engine.load={path}: no packed checkpoint of qexp, or damaged.") from error
     prefix = "rest/"
     rest = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-    return Packed(weights, rest)
+    return Packed(weights, rest, quantizers)
 
 
 def take_over(network: nn.Module, packed: Packed, path: Path) -> None:
     """Load everything but the packed weights into `network`.
 
     Raises:
-        CheckpointError: the file is of another network.
+        CheckpointError: the file is of another network, or of one with other quantizers.
     """
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in packed.rest.items()}
@@ -113,6 +123,41 @@ def take_over(network: nn.Module, packed: Packed, path: Path) -> None:
             kinds = f"{packed.rest[name].dtype}, not {value.dtype}"
             raise CheckpointError(f"engine.load={path}: {name} is {kinds}; write it again with engine.save=FILE.")
     network.load_state_dict(packed.rest, strict=False)
+    here = _quantizers(network)  # with what they have learned, which has just been loaded
+    for name in {**here, **packed.quantizers}:
+        there, wanted = (found.get(name, "no quantizer") for found in (packed.quantizers, here))
+        if there != wanted:
+            raise CheckpointError(
+                f"engine.load={path}: {_place(name)}: {there} in the file, {wanted} in this network; load it into"
+                " the network that it was saved from."
+            )
+
+
+def _quantizers(network: nn.Module) -> dict[str, str]:
+    """Return each quantizer of a network, by the name of its module: class, bits, and the range of fixed levels.
+
+    Those of weights follow the weights, and a file has its own grid for them.
+    """
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Quantizer):
+            levels = ""
+            if module.bits < 32 and module.site.kind != "weight":
+                table = module.codes(torch.zeros(1, *module.site.shape)).codebook
+                levels = f", {float(table.min()):.6g} to {float(table.max()):.6g}"
+            found[name] = f"{type(module).__name__} (bits={module.bits}{levels})"
+    return found
+
+
+def _place(quantizer: str) -> str:
+    """Return where a quantizer is, for a message.
+
+    >>> _place("fc1.weight_quantizer"), _place("act1")
+    ('weights of fc1', 'act1')
+    """
+    layer, _, role = quantizer.rpartition(".")
+    kinds = {"weight_quantizer": "weights", "input_quantizer": "input"}
+    return f"{kinds[role]} of {layer}" if role in kinds else quantizer
 
 
 def _flat_bytes(codes: Tensor, planes: int) -> Tensor:

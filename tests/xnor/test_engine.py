@@ -432,13 +432,39 @@ def test_a_damaged_or_foreign_packed_checkpoint(tmp_path: Path, product: TorchPr
         take_over(wider, load_packed(file), file)
     content = file.read_bytes()
     header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
-    assert header["__metadata__"]["format"] == "qexp-packed-1"
-    for damaged in (content[:100], b"", content.replace(b"qexp-packed-1", b"qexp-packed-2")):
+    assert header["__metadata__"]["format"] == "qexp-packed-2"
+    file.write_bytes(content.replace(b"qexp-packed-2", b"qexp-packed-1"))
+    with pytest.raises(CheckpointError, match=r"earlier qexp, which did not note the quantizers; write it again"):
+        load_packed(file)
+    for damaged in (content[:100], b"", content.replace(b"qexp-packed-2", b"qexp-packed-3")):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"no packed checkpoint of qexp"):
             load_packed(file)
     with pytest.raises(CheckpointError, match="there is no such file"):
         load_packed(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "images", "why"),
+    [
+        (Method("t", LinearWeight, BinaryActivation), (1, 1), HALF, "weights of fc1: BinaryWeight (bits=1)"),
+        (Method("t", BinaryWeight, LinearActivation), (1, 1), HALF, "act1: BinaryActivation (bits=1, -1 to 1)"),
+        (Method("t", BinaryWeight, LinearActivation), (1, 4), HALF, "act1: BinaryActivation (bits=1, -1 to 1)"),
+        (BINARY, (1, 1), ((0.0,), (1.0,)), "input of fc1: ImageGrid (bits=8, -1 to 1)"),
+    ],
+)
+def test_a_packed_checkpoint_of_other_quantizers_is_refused(
+    method: Method, bits: tuple[int, int], images, why: str, tmp_path: Path, product: TorchProduct
+) -> None:
+    """Of the same names and shapes."""
+    fake, file = mlp(), tmp_path / "packed.safetensors"
+    save_packed(file, fake, make_engine(fake, product).layers)
+    model = QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=(70, 100))
+    how = scheme(bits, bits, method=method, first=Widths(1, 8), input_range=images)
+    other = quantized(model, how, (1, 8, 8)).eval()
+    with pytest.raises(CheckpointError, match=re.escape(why) + " in the file, .* in this network") as caught:
+        take_over(other, load_packed(file), file)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
