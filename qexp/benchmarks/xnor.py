@@ -21,7 +21,6 @@ from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
 from qexp.xnor import triton_kernel
 from qexp.xnor.engine import Engine, make_engine
 from qexp.xnor.extension import NoCompilerError, native
-from qexp.xnor.fusion import FusedMLP
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.packing import pack_bits, pack_planes
 from qexp.xnor.product import NativeProduct, linear_geometry
@@ -144,18 +143,17 @@ def _binary(network: nn.Module, shape: tuple[int, int, int], product: NativeProd
 
 
 def _mlp(product: NativeProduct, batch: int) -> Works:
-    """The whole network: codes of the image, packing, four layers, batch norms, signs."""
+    """The whole network as `qexp eval engine=xnor` runs it, from images to scores."""
     shape = (1, 28, 28)
 
     def network() -> nn.Module:
         return QNNMLP(input_shape=shape, num_classes=10, hidden=HIDDEN).eval()
 
-    fused = FusedMLP(_binary(network(), shape, product).network, len(HIDDEN))
-    return _against(lambda images: fused(images), network, _images(batch, shape))
+    return _against(_binary(network(), shape, product).fused, network, _images(batch, shape))
 
 
 def _convnet(product: NativeProduct, rounds: int) -> Iterator[Measure]:
-    """The CIFAR-10 network, layer by layer and as `qexp eval engine=xnor` runs it: not fused."""
+    """The CIFAR-10 network, layer by layer and as `qexp eval engine=xnor` runs it."""
     shape = (3, 32, 32)
 
     def network() -> nn.Module:
@@ -175,7 +173,7 @@ def _convnet(product: NativeProduct, rounds: int) -> Iterator[Measure]:
         works, geometry = _layer(layer, x), layer.geometry(x)
         sums = geometry.images * geometry.out_height * geometry.out_width * layer.weight.outputs
         yield from _compared(_shape(layer, x), works, rounds, 2 * sums * layer.codes[0].numel())
-    whole = _against(engine.network, network, images)
+    whole = _against(engine.fused, network, images)
     yield from _compared(f"CIFAR-10 ConvNet, batch {CONVOLUTION_BATCH}", whole, rounds)
 
 

@@ -17,7 +17,7 @@ from qexp.xnor.engine import Engine, Proof, make_engine, products, prove
 
 
 def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> dict[str, float]:
-    """Prove the packed engine on the split's samples, print what was compared, and return its metrics.
+    """Prove the packed engine on the split's samples, print what was compared, and return its metrics, fused.
 
     `engine.save` is written once the proof holds, and not at all where there are no samples to prove it on. What
     `engine.load` brought is proved against its own integers, since the weights before it are not there.
@@ -42,7 +42,7 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
     if config.engine.save is not None:
         print(size_lines(save_packed(Path(config.engine.save), network, engine.layers)))
     cpu = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, device="cpu"))
-    return evaluate(engine.network, source, cpu, config.eval.split)
+    return evaluate(engine.fused, source, cpu, config.eval.split)
 
 
 def _require_proof(engine: Engine, network: nn.Module | None, source: DataSource, split: str) -> None:
@@ -102,6 +102,9 @@ def proof_lines(engine: Engine, proof: Proof) -> list[str]:
         f"fake quantization, scale times integer sum: {proof.predictions} of {proof.samples} predictions equal,"
         f" scores {scores} the same"
     )
+    if engine.fused is not engine.network:
+        fused = "bit by bit" if proof.fused else "NOT"
+        lines.append(f"signs packed from one linear layer to the next, as it evaluates: scores {fused} the same")
     if proof.plain is not None:
         within = "NOT within" if any(proof.outputs or []) else "within"
         lines.append(

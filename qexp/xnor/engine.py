@@ -18,6 +18,7 @@ from qexp.graph.tracing import keeps_levels, sources
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.quantizers.base import Quantizer
 from qexp.xnor.extension import NoCompilerError, native
+from qexp.xnor.fusion import called, fused
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.layers import IntegerLayer, Mode
 from qexp.xnor.product import NativeProduct, TorchProduct
@@ -28,13 +29,15 @@ class Engine:
     """A network with its layers on integers.
 
     Attributes:
-        network: evaluates; its `IntegerLayer`s take their sums as their `mode` says.
+        network: layer by layer; its `IntegerLayer`s take their sums as their `mode` says.
+        fused: the same with signs packed from one linear layer to the next, where they can be; it evaluates.
         layers: those on integers.
         product: takes the sums on bits.
         left: (name, why) of the layers that stay as they are.
     """
 
-    network: nn.Module
+    network: fx.GraphModule
+    fused: fx.GraphModule
     layers: list[IntegerLayer]
     product: TorchProduct
     left: list[tuple[str, str]] = field(default_factory=list)
@@ -66,7 +69,7 @@ def make_engine(
         ConfigError: the network has no graph (nothing of it is quantized).
     """
     graph = _evaluated(network)
-    engine = Engine(graph, [], product)
+    engine = Engine(graph, graph, [], product)
     for node, layer in _layers(graph):
         name = str(node.target)
         try:
@@ -79,6 +82,7 @@ def make_engine(
             continue
         _replace(graph, name, made)
         engine.layers.append(made)
+    engine.fused = fused(graph)
     return engine
 
 
@@ -125,7 +129,7 @@ def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | Quant
 
 
 def _quantizer(graph: fx.GraphModule, node: fx.Node) -> Quantizer | None:
-    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = called(graph, node)
     return module if isinstance(module, Quantizer) else None
 
 
@@ -150,6 +154,7 @@ class Proof:
             float32 rounds; None without a network.
         samples: how many were run.
         logits: whether all scores are the same, bit by bit.
+        fused: whether those of the fused network are, too.
         predictions: samples whose predicted class is the same, that of every pixel where there are several.
         plain: samples whose class the float layers of the fake-quantized network give too; they add rounded
             products, in another order, so that a sum on a threshold may fall to its other side.
@@ -160,6 +165,7 @@ class Proof:
     outputs: list[int] | None
     samples: int
     logits: bool
+    fused: bool
     predictions: int
     plain: int | None
 
@@ -173,12 +179,12 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether packed and fake-quantized evaluation are the same."""
-        return self.logits and self.predictions == self.samples and not self.broken
+        return self.logits and self.fused and self.predictions == self.samples and not self.broken
 
 
 @torch.no_grad()
 def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]]) -> Proof:
-    """Run `engine` on bits and on integers by float convolutions, and `network` as it is; compare.
+    """Run `engine` on bits, fused too, and on integers by float convolutions, and `network` as it is; compare.
 
     With `network` also layer by layer on the same input: there no sum falls to another side of a threshold.
 
@@ -190,7 +196,7 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
         ConfigError: the network answers with anything but scores (N, classes, ...); an input is off its grid.
     """
     samples = same = plain = 0
-    logits = True
+    logits = same_fused = True
     outputs = dict.fromkeys((layer.name for layer in engine.layers), 0)
     for images, _ in batches:
         engine.set_mode("prove")
@@ -206,14 +212,15 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
         samples += len(images)
         same += _same_classes(packed, fake)
         engine.set_mode("packed")
+        same_fused = same_fused and torch.equal(engine.fused(images), packed)
         if network is not None:
             with _looking(engine.layers, network, outputs):
                 plain += _same_classes(packed, network(images))
     found = [(layer.name, layer.compared, layer.different) for layer in engine.layers]
     if network is None:  # what the weights were before they were packed is not known
-        return Proof(found, None, None, samples, logits, same, None)
+        return Proof(found, None, None, samples, logits, same_fused, same, None)
     weights = [layer.weights_off() for layer in engine.layers]
-    return Proof(found, weights, list(outputs.values()), samples, logits, same, plain)
+    return Proof(found, weights, list(outputs.values()), samples, logits, same_fused, same, plain)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,11 @@ class IntegerLayer(nn.Module):
             raise ConfigError(f"its padding is {layer.padding_mode}, the kernel pads with zeros")
 
     @property
+    def reads_signs(self) -> bool:
+        """Whether its input comes as signs, from a quantizer elsewhere."""
+        return self._signs and self.layer.input_quantizer is None
+
+    @property
     def kernel(self) -> tuple[int, int]:
         """Height and width of the kernel."""
         return tuple(self.layer.kernel_size) if isinstance(self.layer, nn.Conv2d) else (1, 1)  # type: ignore[return-value]

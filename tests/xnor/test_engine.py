@@ -23,6 +23,7 @@ from qexp.commands.packed import proof_lines
 from qexp.convert import TwoModes
 from qexp.errors import CheckpointError, ConfigError
 from qexp.graph.scheme import Method, Widths
+from qexp.layers.normalization import shifted
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.qnn import QNNMLP, QNNConvNet
 from qexp.models.torchvision_models import classifier
@@ -38,8 +39,8 @@ from qexp.quantizers.ternary import TernaryWeight
 from qexp.quantizers.xnor import XNORWeight
 from qexp.xnor import extension
 from qexp.xnor.checkpoint import load_packed, save_packed, take_over
-from qexp.xnor.engine import make_engine, products, prove
-from qexp.xnor.fusion import FusedMLP, limits_of
+from qexp.xnor.engine import Engine, make_engine, products, prove
+from qexp.xnor.fusion import FusedLinear, limits_of
 from qexp.xnor.grids import grid_of
 from qexp.xnor.layers import IntegerLayer
 from qexp.xnor.product import TorchProduct, linear_geometry
@@ -598,14 +599,23 @@ def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch: pytest.MonkeyPatc
         extension.built.cache_clear()
 
 
+def fused_layers(engine: Engine) -> dict[str, tuple[bool, bool]]:
+    """Whether each fused layer reads packed signs, and returns them."""
+    found = (module for module in engine.fused.modules() if isinstance(module, FusedLinear))
+    return {each.layer.name: (each.packed, each.limits is not None) for each in found}
+
+
 def test_layers_fused_with_batch_norm_and_sign_give_the_same_bits(product: TorchProduct) -> None:
     fake = mlp()
     engine = make_engine(fake, product)
-    fused = FusedMLP(engine.network, 2)
-    assert any(layer.limits.turned.any() for layer in fused.layers)  # negative gains are among them
-    images = batches(count=200)[0][0]
-    with torch.no_grad():
-        assert torch.equal(fused(images), engine.network(images))
+    layers = fused_layers(engine)
+    assert layers == {"fc1": (False, True), "fc2": (True, True), "fc": (True, False)}
+    limits = [module.limits for module in engine.fused.modules() if isinstance(module, FusedLinear)]
+    assert any(each.turned.any() for each in limits if each is not None)  # negative gains are among them
+    assert not any(isinstance(module, BinaryActivation) for module in engine.fused.modules())
+    proof = prove(engine, fake, batches(count=200))
+    assert proof.holds and proof.fused
+    assert "as it evaluates: scores bit by bit the same" in "\n".join(proof_lines(engine, proof))
 
 
 def test_where_a_batch_norm_never_turns_the_sign_the_bit_is_constant(product: TorchProduct) -> None:
@@ -669,6 +679,78 @@ def test_an_input_that_is_zero_alone_is_on_its_grid(product: TorchProduct) -> No
 def test_weights_off_a_centred_grid_are_not_fused(product: TorchProduct) -> None:
     fake = mlp(Method("linear", LinearWeight, BinaryActivation), bits=(2, 1), first=(2, 8))
     engine = make_engine(fake, product)
-    assert not engine.left
-    with pytest.raises(ConfigError, match="fc1: weights off a centred grid cannot be fused"):
-        FusedMLP(engine.network, 2)
+    assert not engine.left and any(layer.weight_grid.shift for layer in engine.layers)
+    assert engine.fused is engine.network
+
+
+def test_shift_based_norms_are_fused_and_a_wrong_limit_breaks_the_proof(product: TorchProduct) -> None:
+    model = QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=(70, 100))
+    shifted(model, "shift")
+    fake = network(model, BINARY)
+    engine = make_engine(fake, product)
+    assert len(fused_layers(engine)) == 3 and prove(engine, fake, batches()).holds
+    limits = next(limits for module in engine.fused.modules() if (limits := getattr(module, "limits", None)))
+    limits.turned.logical_not_()
+    proof = prove(engine, fake, batches())
+    assert proof.logits and not proof.broken and not proof.fused and not proof.holds
+    assert "as it evaluates: scores NOT the same" in "\n".join(proof_lines(engine, proof))
+
+
+def test_of_a_convolutional_network_the_linear_layers_are_fused(product: TorchProduct) -> None:
+    fake = network(
+        QNNConvNet(input_shape=(3, 8, 8), num_classes=10, channels=8, hidden=70), BINARY, shape=(3, 8, 8)
+    )
+    engine = make_engine(fake, product)
+    ends = {"classifier.0.0": (False, True), "classifier.1.0": (True, True), "fc": (True, False)}
+    assert fused_layers(engine) == ends
+    assert prove(engine, fake, batches((3, 8, 8), 10)).holds
+
+
+class Reread(nn.Module):
+    """Linear layers whose sums or signs have one kind of a second reader."""
+
+    def __init__(self, second: str) -> None:
+        super().__init__()
+        self.second = second
+        self.one, self.two, self.three = nn.Linear(64, 70), nn.Linear(70, 70), nn.Linear(70, 70)
+        self.norm, self.fc = nn.BatchNorm1d(70), nn.Linear(70, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.one(x.flatten(1))
+        signs = F.relu(self.norm(before))
+        y = self.two(signs)
+        if self.second == "layer":
+            y = y + self.three(signs)
+        if self.second == "signs":
+            y = y + signs
+        if self.second == "sums":
+            y = y + before
+        return self.fc(F.relu(y))
+
+
+@pytest.mark.parametrize(
+    ("second", "found"),
+    [
+        ("none", {"one": (False, True), "two": (True, True), "fc": (True, False)}),
+        ("layer", {"one": (False, True), "two": (True, False), "three": (True, False)}),
+        ("signs", {}),
+        ("sums", {}),
+        ("batch", {"two": (False, True), "fc": (True, False)}),
+    ],
+)
+def test_what_is_read_twice_is_fused_where_linear_layers_alone_read_the_signs(second, found, product) -> None:
+    fake = network(Reread(second), BINARY)
+    if second == "batch":  # statistics of each batch: a sign depends on the other rows
+        fake.norm.running_mean = fake.norm.running_var = None
+    engine = make_engine(fake, product)
+    assert fused_layers(engine) == found
+    assert (engine.fused is engine.network) is not bool(found)
+    assert prove(engine, fake, batches()).holds
+
+
+def test_rows_of_several_places_are_not_fused(product: TorchProduct) -> None:
+    """A batch norm between their layers has the places for channels."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5), nn.Flatten())
+    fake = network(model, BINARY, shape=(8, 8))
+    engine = make_engine(fake, product)
+    assert len(engine.layers) == 2 and engine.fused is engine.network
