@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
         metrics = evaluate_packed(network, source, config)
     else:
         metrics = evaluate(network, source, config, config.eval.split)
-    place = str(folder.path if folder is not None else Path(packed or weights))
+    place = str(folder.path if folder is not None else Path(str(packed or weights)))
     primary = f"{'test' if config.eval.split == 'test' else 'val'}_{source.primary_metric}"
     width = max(map(len, metrics)) + 1
     for name, value in metrics.items():

@@ -125,11 +125,11 @@ def take_over(network: nn.Module, packed: Packed, path: Path) -> None:
     network.load_state_dict(packed.rest, strict=False)
     here = _quantizers(network)  # with what they have learned, which has just been loaded
     for name in {**here, **packed.quantizers}:
-        there, wanted = (found.get(name, "no quantizer") for found in (packed.quantizers, here))
-        if there != wanted:
+        stored, composed = (found.get(name, "no quantizer") for found in (packed.quantizers, here))
+        if stored != composed:
             raise CheckpointError(
-                f"engine.load={path}: {_place(name)}: {there} in the file, {wanted} in this network; load it into"
-                " the network that it was saved from."
+                f"engine.load={path}: {_place(name)}: {stored} in the file, {composed} in this network; load it"
+                " into the network that it was saved from."
             )
 
 

@@ -88,14 +88,16 @@ def fused(network: fx.GraphModule) -> fx.GraphModule:
     readers: set[fx.Node] = set()
     for node in result.graph.nodes:
         if (made := _before(result, node)) is not None and (reading := _readers(result, node)):
-            layer, after[layer] = made
+            source, after[source] = made
             readers.update(reading)
             for reader in reading:
-                reader.args = (layer,)
+                reader.args = (source,)
     if not after:
         return network
     for node in [node for node in result.graph.nodes if node in after or node in readers]:
-        linear = FusedLinear(_linear(result, node), after.get(node), packed=node in readers)
+        layer = _linear(result, node)
+        assert layer is not None  # as it was found
+        linear = FusedLinear(layer, after.get(node), packed=node in readers)
         node.target = f"_fused_{node.name}"
         result.add_submodule(node.target, linear.eval())
     result.graph.eliminate_dead_code()
@@ -112,8 +114,9 @@ def called(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def _linear(network: fx.GraphModule, node: fx.Node) -> IntegerLayer | None:
     """Return the layer that `node` calls, where it is one that `FusedLinear` can take."""
     layer = called(network, node)
-    fits = isinstance(layer, IntegerLayer) and isinstance(layer.layer, nn.Linear) and not layer.weight_grid.shift
-    return layer if fits else None
+    if not isinstance(layer, IntegerLayer) or not isinstance(layer.layer, nn.Linear) or layer.weight_grid.shift:
+        return None
+    return layer
 
 
 def _before(network: fx.GraphModule, sign: fx.Node) -> tuple[fx.Node, nn.Module] | None:
