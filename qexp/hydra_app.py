@@ -29,7 +29,7 @@ from qexp.errors import ConfigError, Interrupted, QexpError
 from qexp.files import is_there
 from qexp.interrupts import asking_workers, raising_on_sigterm
 from qexp.jobs.composition import QexpLoader, decode_layers, encode_override, loader
-from qexp.jobs.grids import expand, sweep
+from qexp.jobs.grids import expand, left_out, sweep
 from qexp.jobs.job import Job, Record, exit_code, of_run, refuse_other_command, run_job
 from qexp.jobs.launchers import KEEP, Launcher, quoted
 from qexp.jobs.preflight import Preflight, look, say
@@ -175,7 +175,10 @@ def _look(hydra: Hydra, config: DictConfig, job: Job, *, here: bool) -> Prefligh
     configs = hydra.config_loader
     assert isinstance(configs, QexpLoader)  # as made in `_run`
     settings, grids = config.hydra.sweeper, config.experiment.get("grids")
-    jobs = expand(list(grids or []), settings.params or {}, list(config.hydra.overrides.task), configs)
+    typed = list(config.hydra.overrides.task)
+    jobs = expand(list(grids or []), settings.params or {}, typed, configs)
+    for line in left_out(jobs, typed, configs):
+        print(line, flush=True)
     found = look(job, configs, config, jobs, here=here)
     say(found)
     return found

@@ -8,6 +8,7 @@ on the command line: `quantizer=pact,dorefa bits=2,3,4,5`.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -118,19 +119,69 @@ def narrowed(grids: Sequence[Grid], typed: Grid) -> list[Grid]:
 
     A typed key picks from the values that the grids list (`recipe=pact/svhn` leaves that row of a table): a grid
     that lists none of the typed values is left out. Values that no grid lists are run by those that stay; where
-    none would, or the key is new, they take the place of what was listed.
+    none would, they take the place of what was listed, but not of one grid's own `null`, which says that it goes
+    without. Grids that do not list the key get what was typed, where it means something to them; `left_out` says
+    which jobs are without it. Options are chosen before their settings.
 
     >>> narrowed([{"quantizer": ["none"]}, {"quantizer": ["pact"], "bits": ["2", "4"]}], {"bits": ["4"]})
     [{'quantizer': ['none']}, {'quantizer': ['pact'], 'bits': ['4']}]
     """
-    for key, wanted in typed.items():
-        listed = {value for grid in grids for value in grid.get(key, ())}
-        if not listed.intersection(wanted):
-            grids = [{**grid, key: wanted} if key in grid or not listed else grid for grid in grids]
-            continue
-        chosen = [{**grid, key: _chosen(grid[key], wanted, listed)} if key in grid else grid for grid in grids]
-        grids = [grid for grid in chosen if grid.get(key, True)]
+    for key, wanted in sorted(typed.items(), key=lambda item: "." in item[0]):
+        listing = [grid for grid in grids if key in grid]
+        listed = {value for grid in listing for value in grid[key]}
+        picks = bool(listed.intersection(wanted))
+        alone = ["null"] if listed != {"null"} or len(listing) < len(grids) else None
+        found = []
+        for grid in grids:
+            if key not in grid:
+                values = wanted if not listing or _has(grid, key, listing) else []
+                found.append({**grid, key: values} if values else grid)
+            elif not picks:
+                found.append(grid if grid[key] == alone else {**grid, key: wanted})
+            elif chosen := _chosen(grid[key], wanted, listed):
+                found.append({**grid, key: chosen})
+        grids = found
     return list(grids)
+
+
+def _has(grid: Grid, key: str, listing: Sequence[Grid]) -> bool:
+    """Say whether a setting that other grids list means something to this one.
+
+    The settings of an option (`rounding.k`) are only those of grids that may choose it, too.
+    """
+    group, _, setting = key.partition(".")
+    if _is_without(grid.get("quantizer"), key):
+        return False
+    options = {option for other in listing for option in other.get(group, [""])}
+    return not setting or not options.isdisjoint(grid.get(group, [""]))
+
+
+def _is_without(quantizers: Sequence[str] | None, key: str) -> bool:
+    """Say whether a setting is one of quantization, which a float network does not have."""
+    return quantizers == ["none"] and key.partition(".")[0] in ("bits", "quantizer") and key != "quantizer"
+
+
+def left_out(jobs: Sequence[Sequence[str]], typed: Sequence[str], configs: ConfigLoader | None = None) -> list[str]:
+    """Return a line for each typed setting that jobs of the sweep are without, for `narrowed` left them theirs.
+
+    Settings of quantization beside `quantizer=none` are not told: they have no effect.
+
+    >>> left_out([["quantizer=none", "model.weights=null"], ["bits=2", "model.weights=a"]], ["model.weights=a"])
+    ['model.weights=a: not in 1 of 2 jobs, of model.weights=null']
+    """
+    lines = []
+    for key, wanted in _grid(typed, configs).items():
+        without: Counter[str] = Counter()
+        for job in jobs:
+            words = dict(word.split("=", 1) for word in job)
+            if words.get(key) not in wanted and not _is_without([words.get("quantizer", "")], key):
+                group = key if key in words else key.partition(".")[0]
+                without[f"{group}={words[group]}" if group in words else f"another {group}"] += 1
+        lines += [
+            f"{key}={','.join(wanted)}: not in {count} of {len(jobs)} jobs, of {word}"
+            for word, count in without.items()
+        ]
+    return lines
 
 
 def _chosen(of_grid: Sequence[str], wanted: Sequence[str], listed: Collection[str]) -> list[str]:
@@ -145,8 +196,9 @@ def union(grids: Sequence[Grid]) -> list[list[str]]:
     >>> union([{"a": ["1", "2"]}, {"a": ["2"], "b": ["3"]}, {"a": ["1"]}])
     [['a=1'], ['a=2'], ['a=2', 'b=3']]
     """
-    jobs: dict[tuple[str, ...], None] = {}
+    jobs: dict[frozenset[str], list[str]] = {}  # one job may come from two grids, in another order of words
     for grid in grids:
         words = [[f"{key}={value}" for value in listed] for key, listed in grid.items()]
-        jobs.update(dict.fromkeys(itertools.product(*words)))
-    return [list(job) for job in jobs]
+        for job in itertools.product(*words):
+            jobs.setdefault(frozenset(job), list(job))
+    return list(jobs.values())

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qexp.errors import ConfigError
 from qexp.jobs.composition import loader
-from qexp.jobs.grids import Grid, expand, narrowed, sweep, union
+from qexp.jobs.grids import Grid, expand, left_out, narrowed, sweep, union
+from qexp.paths import config_dir
 
 TABLE = ["quantizer=none", "quantizer=pact,dorefa bits=2,4"]
 
@@ -34,6 +37,53 @@ def test_the_union_of_grids_holds_each_job_once() -> None:
 )
 def test_the_command_line_picks_from_the_grids(typed: list[str], expected: list[str]) -> None:
     assert [" ".join(job) for job in expand(TABLE, {}, typed)] == expected
+
+
+def shipped(name: str) -> list[str]:
+    node = yaml.safe_load((config_dir() / "experiment" / f"{name}.yaml").read_text())
+    return list(node["experiment"].get("grids") or [])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "word", "told"),
+    [
+        ("lsq/table1", "model.weights=RUN", ["model.weights=RUN: not in 1 of 5 jobs, of model.weights=null"]),
+        ("lsq/table1", "epochs=30", []),
+        ("lsq/gradient_scale", "optimizer.lr=0.02", []),
+        ("lglsq/ablation", "quantizer.weight.lr_factor=0.1", []),
+        ("compare/cifar10_resnet20", "alpha_regularization=none", []),
+        ("qnn/table1", "model.dropout=[0,0.5]", []),
+        # Not of these options, and no setting of them.
+        (
+            "lglsq/sharpness",
+            "rounding.k=2",
+            [f"rounding.k=2: not in 1 of 5 jobs, of rounding={name}" for name in ("ste", "dsq", "soft_round")],
+        ),
+    ],
+)
+def test_a_typed_setting_is_in_every_job_or_it_is_told(experiment: str, word: str, told: list[str]) -> None:
+    jobs = expand(shipped(experiment), {}, [word], loader())
+    without = [job for job in jobs if word not in job and "quantizer=none" not in job]
+    assert left_out(jobs, [word], loader()) == told
+    assert len(without) == sum("of rounding=" in line for line in told)
+
+
+def test_what_is_typed_with_its_option_is_of_it() -> None:
+    typed = ["quantizer.weight.lr_factor=0.1", "quantizer=lsq", "bits=4"]
+    (job,) = expand(shipped("compare/cifar10_resnet20"), {}, typed, loader())
+    assert set(typed) <= set(job)
+
+
+def test_the_command_on_top_of_each_experiment_is_for_all_of_its_jobs() -> None:
+    told = []
+    for file in (config_dir() / "experiment").glob("*/*.yaml"):
+        name = f"{file.parent.name}/{file.stem}"
+        (command,) = re.findall(rf"^# qexp (?:train|ptq) experiment={name}(?: ([^,\n]*))?", file.read_text(), re.M)[:1]
+        typed = command.replace('"', "").split()
+        jobs = expand(shipped(name), {}, typed, loader())
+        assert jobs, name
+        told += left_out(jobs, typed, loader())
+    assert told == ["model.weights=RUN: not in 1 of 5 jobs, of model.weights=null"]
 
 
 def test_without_grids_a_sweep_is_hydras_product() -> None:
@@ -87,6 +137,7 @@ def test_no_job_has_a_value_that_was_not_typed_for_a_typed_key(grids: list[Grid]
     for job in jobs:
         for key, value in (word.split("=") for word in job):
             assert value in typed.get(key, "abcd")
+        assert set(typed) <= {word.split("=")[0] for word in job}
     for key, wanted in typed.items():
         listed = {value for grid in grids for value in grid.get(key, ())}
         if len(typed) == 1 and not listed:
