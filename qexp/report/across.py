@@ -85,7 +85,7 @@ FLOAT = "float"
 def _value(group: Group, key: str) -> str:
     """Return the column of a group; `FLOAT` for a float network that cannot have it, `ABSENT` for no value."""
     one = group.first
-    if one.is_float and of_quantization(key) and key not in one.recipe:
+    if one.is_float and key != "quantizer" and of_quantization(key) and key not in one.recipe:
         return FLOAT
     value = one.setting(key)
     return ABSENT if value is None else str(value)

@@ -151,3 +151,12 @@ def test_records_say_what_is_measured_and_what_was_shortened(make_run: Make, tmp
     assert {record["metric"] for record in records} == {"test_accuracy"}
     told = {(one[f"{bits} epochs"], one[f"{bits} shortened"]) for one in records for bits in ("w2a2", "w4a4")}
     assert told == {(None, None), (200, ""), (30, "30 of 200 epochs")}
+
+
+def test_across_quantizer_float_has_a_column_of_its_own(make_run: Make, tmp_path: Path) -> None:
+    make_run("none", 32, 0, 0.9)
+    make_run("pact", 4, 0, 0.7)
+    table = across_table(find_runs(tmp_path), "test_accuracy", "quantizer")
+    assert [column.header for column in table.columns if column.key.startswith("=")] == ["none", "pact"]
+    cells = {(row["=none"], row["=pact"]) for row in table.rows}
+    assert cells == {("90.00", "–"), ("–", "70.00")}
