@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -82,7 +83,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "epochs": root.integer("epochs", 1),
         "batch_size": root.integer("batch_size", 1),
         "seed": root.integer("seed", 0, LARGEST_SEED),
-        "output_dir": root.text("output_dir"),
+        "output_dir": os.path.expanduser(root.text("output_dir")),
         "experiment": _experiment(node["experiment"], errors, "ptq" if "calibration" in root.node else "train"),
         "budget": _budget(root.node.get("budget"), errors),
         "explain": _explain(root.node.get("explain"), errors),

@@ -161,3 +161,8 @@ def test_a_file_that_was_changed_is_read_anew(tmp_path: Path) -> None:
         for typed in ("optimizer.momentum=0.5", "seed=1"):
             found = compose("optimizer=own", typed, extra=tmp_path)["optimizer"]
             assert (found["lr"], found["momentum"]) == (lr, 0.5 if "momentum" in typed else 0.9)
+
+
+def test_the_users_home_is_where_the_shell_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parsed("output_dir='~/runs'").output_dir == str(tmp_path / "runs")
