@@ -107,6 +107,18 @@ _FILES: dict[tuple[object, ...], ConfigResult] = {}
 """Files that were read, by who asked, where, and what the file was like."""
 
 
+def _weight_bits(*, _root_: DictConfig) -> object:
+    """Return the bits of the weights, 32 where the method leaves them in float: `${qexp.weight_bits:}`.
+
+    A layer set apart may quantize its weights all the same, so with one the bits stand as typed.
+    """
+    is_float = OmegaConf.select(_root_, "quantizer.weight") is None and not OmegaConf.select(_root_, "layers")
+    return 32 if is_float else OmegaConf.select(_root_, "bits.weight")
+
+
+OmegaConf.register_new_resolver("qexp.weight_bits", _weight_bits, replace=True)
+
+
 class QexpSource(FileConfigSource):
     """YAML files of a folder, plus `bits/<n>` and `bits/w<n>a<m>`, which need no file.
 

@@ -161,7 +161,9 @@ def _is_without(quantizers: Sequence[str] | None, key: str) -> bool:
     return quantizers == ["none"] and key.partition(".")[0] in ("bits", "quantizer") and key != "quantizer"
 
 
-def left_out(jobs: Sequence[Sequence[str]], typed: Sequence[str], configs: ConfigLoader | None = None) -> list[str]:
+def left_out(
+    jobs: Sequence[Sequence[str]], typed: Sequence[str], configs: ConfigLoader | None = None
+) -> list[str]:
     """Return a line for each typed setting that jobs of the sweep are without, for `narrowed` left them theirs.
 
     Settings of quantization beside `quantizer=none` are not told: they have no effect.

@@ -35,7 +35,16 @@ _LAUNCHER_KEYS = {
     "ray.remote": ("num_cpus", "num_gpus", "memory", "max_retries", "accelerator_type"),
 }  # fmt: skip
 """Mappings that a launcher passes on unread, and what in them starts no program and reaches no other machine."""
-_RESOLVERS = ("oc.select:", "oc.env:", "oc.decode:", "oc.dict.keys:", "oc.dict.values:", "hydra:", "now:")
+_RESOLVERS = (
+    "oc.select:",
+    "oc.env:",
+    "oc.decode:",
+    "oc.dict.keys:",
+    "oc.dict.values:",
+    "hydra:",
+    "now:",
+    "qexp.weight_bits:",
+)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

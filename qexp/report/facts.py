@@ -264,7 +264,7 @@ def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decays_by_bits(config: Mapping[str, Any]) -> bool:
     """Say whether the weight decay is what the recipe's list has for the weights' bits."""
-    width = f"w{_node(config, 'bits').get('weight')}"
+    width = f"w{_widths_used(config).get('weight')}"
     return _node(config, "decay_by_bits").get(width, ABSENT) == _node(config, "optimizer").get("weight_decay")
 
 
