@@ -18,10 +18,10 @@ FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
 
 _PLACES = ("root", "file", "val_list", "download", "cache", "weights", "teacher", "eval_batch_size", "workers")
-"""Keys of the nodes `dataset` and `model` that say where things are: a digest stands for what they hold."""
+"""Keys of the node `dataset` that say where things are: a digest stands for what they hold."""
 
-_TASK_PLACES = ("teacher",)
-"""Likewise, of a task, whose own arguments may have any other of these names."""
+_MODEL_PLACES, _TASK_PLACES = ("weights",), ("teacher",)
+"""Likewise, of a model and of a task, whose own arguments may have any other of these names."""
 
 _METHOD_KEYS = ("weight", "activation")
 
@@ -43,7 +43,7 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
     content = {
         "format": FORMAT,
         "dataset": _told(config.dataset, _PLACES),
-        "model": _told(config.model, _PLACES),
+        "model": _told(config.model, _MODEL_PLACES),
         "digests": dict(digests),
         "seed": config.seed,
         "quantization": _quantization(config),

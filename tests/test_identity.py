@@ -267,12 +267,40 @@ def test_widths_that_a_method_does_not_use_are_not_in_the_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "counts"), [("dataset", False), ("model", False), ("task", True), ("optimizer", True)]
+    ("node", "counts"), [("dataset", False), ("model", True), ("task", True), ("optimizer", True)]
 )
-def test_only_data_and_networks_have_places_that_do_not_matter(node: str, counts: bool) -> None:
+def test_only_data_have_places_that_do_not_matter(node: str, counts: bool) -> None:
     plain = compose()
     plain[node] |= {"cache": "here"}
     assert (name(parse(plain)) != name(parsed())) == counts
+
+
+@pytest.mark.parametrize("argument", ["cache", "file", "root", "workers", "download"])
+def test_a_networks_own_arguments_name_its_run(argument: str) -> None:
+    one, other = compose(), compose()
+    one["model"][argument], other["model"][argument] = 1, 2
+    assert name(parse(one)) != name(parse(other))
+    one["model"][argument] = other["model"][argument]
+    one["model"]["weights"] = "a.pth"
+    assert name(parse(one)) == name(parse(other))  # what they hold is in their digest
+
+
+def test_weights_that_stay_in_float_decay_as_floats() -> None:
+    recipe = ("recipe=lsq/cifar10_resnet20", "bits=2")
+    decays = {
+        words: compose(*recipe, *words)["optimizer"]["weight_decay"]
+        for words in [
+            ("quantizer=lsq",),
+            ("quantizer=none",),
+            ("quantizer=none", "optimizer.weight_decay=1e-3"),
+            ("quantizer=none", "layers.'conv1'.bits=4"),
+        ]
+    }
+    assert list(decays.values()) == [2.5e-5, 1e-4, 1e-3, 2.5e-5]
+    assert (
+        len({name(parsed("recipe=lsq/cifar10_resnet20", "quantizer=none", f"bits={bits}")) for bits in (2, 4)})
+        == 1
+    )
 
 
 def test_a_teachers_place_does_not_matter() -> None:

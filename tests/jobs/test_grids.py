@@ -78,7 +78,9 @@ def test_the_command_on_top_of_each_experiment_is_for_all_of_its_jobs() -> None:
     told = []
     for file in (config_dir() / "experiment").glob("*/*.yaml"):
         name = f"{file.parent.name}/{file.stem}"
-        (command,) = re.findall(rf"^# qexp (?:train|ptq) experiment={name}(?: ([^,\n]*))?", file.read_text(), re.M)[:1]
+        (command,) = re.findall(
+            rf"^# qexp (?:train|ptq) experiment={name}(?: ([^,\n]*))?", file.read_text(), re.M
+        )[:1]
         typed = command.replace('"', "").split()
         jobs = expand(shipped(name), {}, typed, loader())
         assert jobs, name
