@@ -72,6 +72,9 @@ _LAMBDA = "alpha_regularization.lambda_alpha"
 _METHODS_SEED = "quantizer.weight.seed"
 _MOVED_BY_IT = "quantizer.weight.perturbation"
 
+_VERSIONS = ("versions", "soft_versions", "network_versions", "relu_versions")
+"""Of the maths of a method, in an identity: in general, and where a run has what they are named after."""
+
 # What a float network does not have: left out when a baseline is looked for.
 _QUANTIZATION = (
     "quantizer",
@@ -84,6 +87,7 @@ _QUANTIZATION = (
     "alpha_regularization",
     "calibration",
     "observer",
+    *_VERSIONS,
 )
 
 # What decides a run of `qexp ptq`; how its network was trained is in its weights.
@@ -151,7 +155,7 @@ class Facts:
             parts.append(f"{self.epochs} of {full} epochs")
         elif not isinstance(full, int) and self.epochs is not None and budget.get("name") == "short":
             parts.append(f"{self.epochs} epochs of a short budget")
-        if samples is not None:
+        if isinstance(samples, int):
             parts = parts or ([] if self.epochs is None else [f"{self.epochs} epochs"])
             parts.append(f"{samples:,} training samples")
         if self.smoke:
@@ -237,7 +241,7 @@ def facts(run: Run) -> Facts:
     trained = {} if calibrated else _trained(run.config)
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**_started(run, recipe), **trained}
     if not is_float:
-        recipe["first_last"] = rule
+        recipe |= {"first_last": rule, **_versions(run.identity)}
     if digest := (run.result or {}).get("data_digest"):
         recipe["data_digest"] = digest
     return Facts(
@@ -253,6 +257,18 @@ def facts(run: Run) -> Facts:
         origins={} if calibrated else _origins(run),
         ends=ends,
     )
+
+
+def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions of the maths that a run stands on, but for first ones, which absence says.
+
+    >>> _versions({"quantization": {"versions": {"x.LSQ": 1, "x.LGLSQ": 2}, "relu_versions": {"x.LSQ": 2}}})
+    {'versions.x.LGLSQ': 2, 'relu_versions.x.LSQ': 2}
+    """
+    quantization, stages = _node(identity, "quantization"), _node(_node(identity, "calibration"), "versions")
+    named = {key: _node(quantization, key) for key in quantization if key in _VERSIONS}
+    every = [*named.items(), ("calibration.versions", stages)]
+    return {f"{name}.{of}": found[of] for name, found in every for of in found if found[of] != 1}
 
 
 def _trained(config: Mapping[str, Any]) -> dict[str, Any]:

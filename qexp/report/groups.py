@@ -22,6 +22,10 @@ _FOLLOW_QUANTIZER = (
     "alpha_regularization.",
     "calibration.",
     "observer",
+    "versions.",
+    "soft_versions.",
+    "network_versions.",
+    "relu_versions.",
 )
 
 

@@ -336,3 +336,27 @@ def test_a_digits_shape_that_says_what_its_absence_says_is_no_difference() -> No
     assert shown[0].recipe == shown[1].recipe != shown[2].recipe
     assert shown[0].setting("dataset.shape") is None
     assert shown[0].setting("task.loss") == "cross_entropy"
+
+
+@pytest.mark.parametrize("of", ["versions", "relu_versions"])
+def test_other_versions_of_a_methods_maths_are_other_rows(make_run: MakeRun, tmp_path: Path, of: str) -> None:
+    target = "qexp.quantizers.pact.PACT"
+    for seed, version in enumerate((1, 1, 2, 3)):
+        make_run("pact", 4, seed, 0.9, quantization={of: {target: version}})
+    make_run("pact", 4, 4, 0.9)
+    make_run("none", 32, 0, 0.9)
+    groups = group_runs(found(tmp_path), "test_accuracy")
+    assert sorted((group.keys[f"{of}.{target}"], len(group.members)) for group in groups) == [
+        ("2", 1),
+        ("3", 1),
+        ("–", 1),
+        ("–", 3),
+    ]
+    assert len({group.first.baseline_key() for group in groups}) == 1
+
+
+def test_a_damaged_number_of_samples_is_no_end_of_the_table(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("pact", 4, 0, 0.9, **{"dataset.train_samples": "x"})
+    make_run("pact", 4, 1, 0.9, **{"dataset.train_samples": 5000})
+    said = [facts(run).shortened for run in find_runs(tmp_path)]
+    assert sorted(said) == ["", "200 epochs, 5,000 training samples"]
