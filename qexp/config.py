@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from qexp.bits import BITS, parse_bits
 from qexp.errors import ConfigError
+from qexp.paths import from_home
 from qexp.schema import Reader, finite, one_of
 from qexp.settings import (
     AlphaRegularization,
@@ -83,7 +83,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         "epochs": root.integer("epochs", 1),
         "batch_size": root.integer("batch_size", 1),
         "seed": root.integer("seed", 0, LARGEST_SEED),
-        "output_dir": os.path.expanduser(root.text("output_dir")),
+        "output_dir": from_home(root.text("output_dir")),
         "experiment": _experiment(node["experiment"], errors, "ptq" if "calibration" in root.node else "train"),
         "budget": _budget(root.node.get("budget"), errors),
         "explain": _explain(root.node.get("explain"), errors),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import re
 import signal
 import sys
@@ -36,6 +35,7 @@ from qexp.jobs.launchers import KEEP, Launcher, quoted
 from qexp.jobs.preflight import Preflight, look, say
 from qexp.jobs.summary import lost, print_summary, settled
 from qexp.jobs.sweeps import Sweep
+from qexp.paths import from_home
 from qexp.saved import PLACES, check_place
 
 
@@ -151,7 +151,7 @@ def _sweep(hydra: Hydra, overrides: list[str], job: Job, composed: DictConfig) -
     launcher.check()
     at_once = launcher.at_once(composed.hydra.sweeper.get("max_batch_size"))
     # Hydra's sweeper writes files of its own; runs have their folders, so those go where they disappear.
-    with launcher.folder(Path(os.path.expanduser(str(composed.output_dir)))) as folder:
+    with launcher.folder(Path(from_home(str(composed.output_dir)))) as folder:
         words = [f"hydra.sweep.dir={quoted(str(folder))}", *overrides, *launcher.overrides(folder, at_once)]
         config = hydra.compose_config(job.command, words, RunMode.MULTIRUN, with_log_configuration=False)
         found = _look(hydra, config, job, here=not launcher.other_machines)

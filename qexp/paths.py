@@ -15,6 +15,14 @@ def config_dir() -> Path:
     return packaged if packaged.is_dir() else PACKAGE.parent / "configs"
 
 
+def from_home(path: str) -> str:
+    """Return a path with `~` as the shell reads it; as it is where there is no such user."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
 def cache_folder() -> Path:
     """Return $QEXP_CACHE, else qexp/ in $XDG_CACHE_HOME or ~/.cache; the folder may not exist yet."""
     if given := os.environ.get("QEXP_CACHE"):
