@@ -41,8 +41,9 @@ class DurableCheckpointIO(CheckpointIO):
             reason = _disk_problem(error)
             if reason is None:
                 raise
+            intact = "; the earlier one is intact" if target.exists() else ""
             raise OutputError(
-                f"{target}: the checkpoint cannot be written ({reason}); the earlier one is intact. Make room"
+                f"{target}: the checkpoint cannot be written ({reason}){intact}. Make room"
                 " or choose another output_dir, then type the command again."
             ) from error
 

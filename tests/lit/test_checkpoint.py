@@ -51,6 +51,9 @@ def test_a_write_that_fails_inside_torch_is_one_line_too(tmp_path):
     try:
         with pytest.raises(OutputError, match=r"last\.ckpt.*cannot be written"):
             DurableCheckpointIO().save_checkpoint({"a": torch.ones(10**6)}, target)
+        with pytest.raises(OutputError) as first:  # there is no earlier one
+            DurableCheckpointIO().save_checkpoint({"a": torch.ones(10**6)}, tmp_path / "first.ckpt")
+        assert "intact" not in str(first.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
