@@ -185,8 +185,8 @@ def _scans(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
             print(f"no scan yet, make it with: qexp scan {run.path}")
 
 
-def save(figure: Figure, target: Path) -> None:
-    """Write a figure in the form that the file's name asks for, whole or not at all.
+def save(figure: Figure, target: Path, option: str = "--output ") -> None:
+    """Write a figure in the form that the file's name asks for, whole or not at all; `option` named the file.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -200,4 +200,4 @@ def save(figure: Figure, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_output(target, content.getvalue())
     except OSError as error:
-        raise ConfigError(f"--output {target}: cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{option}{target}: cannot be written ({error.strerror})") from error

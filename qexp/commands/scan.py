@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from qexp.commands.options import Parser
 from qexp.config import Config, parse
 from qexp.errors import ConfigError
 from qexp.files import atomic_write
+from qexp.report.scans import FILE
 from qexp.runs import RunDirectory
 from qexp.saved import places_of, run_config
 
@@ -122,10 +124,19 @@ def main(argv: Sequence[str]) -> int:
     for name in arguments.plugin:
         add_plugin(name, [Path.cwd()])
     config = parse(run_config(arguments.run, "RUN", places_of(arguments.places)))
+    refuse_unwritable(arguments.run)
     # torch takes longer to import than the mistakes above take to be found.
     points, samples = measure(config, RunDirectory(arguments.run), wanted, arguments.samples)
     report(arguments.run, points, samples)
     return 0
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise ConfigError where the run's folder takes no files, before anything is measured for them."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"{folder / FILE}: cannot be written ({error.strerror})") from error
 
 
 def measure(config: Config, run: RunDirectory, wanted: Wanted, count: int) -> tuple[list[Point], int]:
@@ -186,7 +197,7 @@ def report(folder: Path, points: Sequence[Point], samples: int) -> None:
     """
     from qexp.commands.plot import save
     from qexp.report.scan_plot import scan_figure
-    from qexp.report.scans import FILE, read_scan, scan_table, scan_text
+    from qexp.report.scans import read_scan, scan_table, scan_text
     from qexp.report.tables import screen_width, to_terminal
 
     rows = [_row(point, samples) for point in points]
@@ -195,7 +206,7 @@ def report(folder: Path, points: Sequence[Point], samples: int) -> None:
     except OSError as error:
         raise ConfigError(f"{folder / FILE}: cannot be written ({error.strerror})") from error
     figure = RunDirectory(folder).figures / "alpha_scan.png"
-    save(scan_figure(folder), figure)
+    save(scan_figure(folder), figure, option="")
     table = scan_table(read_scan(folder), f"Loss against each clip level: {folder}")
     print(to_terminal(table, screen_width()), end="")
     print(f"wrote {folder / FILE} and {figure}")

@@ -18,6 +18,7 @@ from qexp.build import build
 from qexp.commands import train
 from qexp.commands.eval import load_run
 from qexp.commands.network import build_network
+from qexp.commands.scan import refuse_unwritable
 from qexp.config import parse
 from qexp.data.digits import Digits
 from qexp.errors import ConfigError
@@ -147,3 +148,10 @@ def test_places_are_read_as_typed() -> None:
     }
     with pytest.raises(ConfigError, match=r"seed=1: the run's own config.yaml decides this"):
         places_of(["seed=1"])
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_passes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone/alpha_scan.csv: cannot be written \(No such file"):
+        refuse_unwritable(tmp_path / "gone")
+    refuse_unwritable(tmp_path)
+    assert not list(tmp_path.iterdir())
