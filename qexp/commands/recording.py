@@ -50,13 +50,20 @@ def _is_of(folder: RunDirectory, error: OSError) -> bool:
     return Path(error.filename).resolve().is_relative_to(folder.path.resolve())
 
 
+class _QuietFile(logging.FileHandler):
+    """A log whose lines may be lost: a full disk is told by what the run cannot do without."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Print no traceback for each line."""
+
+
 @contextlib.contextmanager
 def run_log(folder: RunDirectory) -> Iterator[None]:
     """Keep what qexp says while a run lasts in run.log; warnings go to the screen as well."""
     logger = logging.getLogger("qexp")
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    file = logging.FileHandler(folder.log, encoding="utf-8")
+    file = _QuietFile(folder.log, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
@@ -69,6 +76,7 @@ def run_log(folder: RunDirectory) -> Iterator[None]:
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
-        file.close()
+        with contextlib.suppress(OSError):  # what is left in the buffer of a full disk
+            file.close()
         logger.setLevel(level)
         logger.propagate = propagate
