@@ -7,17 +7,22 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from qexp.errors import CheckpointError
 
 
-def is_there(text: str) -> bool:
+def is_there(text: str | Path) -> bool:
     """Say whether a file or a folder has this name; a text that is too long for one names nothing."""
+    return holds(Path(text).exists)
+
+
+def holds(look: Callable[[], bool]) -> bool:
+    """Return what a look at a file says (`path.is_symlink`); False where one may not look."""
     try:
-        return Path(text).exists()
+        return look()
     except OSError:
         return False
 
@@ -133,22 +138,27 @@ class MetricsFile:
 
     def _parsed(self) -> Iterator[tuple[int, int, str, float] | None]:
         """Yield the row of each whole line behind the header, None for what is none."""
-        if not self.path.is_file():
+        if not holds(self.path.is_file):
             return
-        with self.path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                if not line.endswith("\n") or line.rstrip("\n") == ",".join(self.header):
-                    continue
-                try:
-                    epoch, step, name, value = line.rstrip("\n").split(",")
-                    yield int(epoch), int(step), name, float(value)
-                except ValueError:
-                    yield None
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except OSError:  # it is there and tells nothing: one damaged line
+            yield None
+            return
+        for line in lines:
+            if not line.endswith("\n") or line.rstrip("\n") == ",".join(self.header):
+                continue
+            try:
+                epoch, step, name, value = line.rstrip("\n").split(",")
+                yield int(epoch), int(step), name, float(value)
+            except ValueError:
+                yield None
 
     def truncate(self, step: int) -> None:
         """Keep the rows up to optimizer step `step`, without the final `test_*`; a negative step keeps none."""
         if not self.path.exists():
             return
+        self.path.open("rb").close()  # what cannot be read is not cut to nothing
         kept = [row for row in self.rows() if row[1] <= step and not row[2].startswith("test_")]
         lines = [",".join(self.header)] + [f"{e},{s},{name},{value!r}" for e, s, name, value in kept]
         atomic_write(self.path, "\n".join(lines) + "\n")

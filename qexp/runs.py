@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +16,10 @@ import yaml
 
 from qexp import locks
 from qexp.errors import ConfigError
-from qexp.files import MetricsFile, atomic_write, remove_parts
+from qexp.files import MetricsFile, atomic_write, holds, is_there, remove_parts
 from qexp.identity import digest
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Of the record; raised when a reader of the old one would misread the new one."""
@@ -63,7 +67,7 @@ class RunDirectory:
         Args:
             config: resolved, plain containers.
             identity: what decides the result.
-            environment: of `qexp.lit.environment.describe()`.
+            environment: of `qexp.lit.environment.describe()`; that of a run that goes on stands in resumed.json.
 
         Raises:
             ConfigError: the folder cannot be written, or belongs to another configuration.
@@ -73,9 +77,22 @@ class RunDirectory:
             self._refuse_another(identity)
             atomic_write(self.path / "identity.json", json.dumps(identity, indent=2, sort_keys=True) + "\n")
             atomic_write(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-            atomic_write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+            self._write_environment(environment)
         except OSError as error:
             raise self._not_writable(error) from error
+
+    def _write_environment(self, environment: Any) -> None:
+        """Write where the run was started, which stays, and in resumed.json where it went on."""
+        first = _read_json(self.path / "environment.json")
+        if not (isinstance(first, dict) and self.checkpoint.exists()):
+            atomic_write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+            return
+        later = _read_json(self.path / "resumed.json")
+        every = [*(later if isinstance(later, list) else []), environment]
+        atomic_write(self.path / "resumed.json", json.dumps(every, indent=2) + "\n")
+        before, now = _arithmetic(first), _arithmetic(environment)
+        if changed := [f"{name} {now[name]} (was {before[name]})" for name in before if before[name] != now[name]]:
+            log.warning("%s goes on with %s: not bit for bit as it began.", self.path, ", ".join(changed))
 
     def _make(self) -> None:
         if self.path.is_symlink() and not self.path.exists():
@@ -132,7 +149,7 @@ class RunDirectory:
         failure = self.read_failure()
         if failure is not None:
             return "interrupted" if failure.get("status") == "interrupted" else "failed"
-        return "interrupted" if (self.path / "config.yaml").exists() else "missing"
+        return "interrupted" if is_there(self.path / "config.yaml") else "missing"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, the last thing of a run: its presence means that the run is done."""
@@ -213,7 +230,7 @@ def read_run(path: Path) -> Run:
         problems.append(f"config.yaml: {wrong[0]} is no whole number")
         config = {}
     for name in ("result.json", "failure.json", "environment.json"):
-        if (path / name).exists() and not isinstance(_read_json(path / name), dict):
+        if is_there(path / name) and not isinstance(_read_json(path / name), dict):
             problems.append(f"{name}: not readable as a JSON object")
     result = directory.read_result()
     content = _read_json(path / "identity.json")
@@ -254,6 +271,9 @@ def _unusable(result: Mapping[str, Any]) -> str:
 RECORDS = "records"
 """A folder of this name holds runs that are kept with the tables made from them; it counts where it is named."""
 
+RESULTS = "results"
+"""Likewise, a folder of this name straight below the one that is looked through."""
+
 _MARKS = frozenset({"config.yaml", "result.json", "failure.json"})
 """Files that only a run's folder holds."""
 
@@ -263,24 +283,43 @@ def find_runs(root: Path) -> list[Run]:
 
     A link to a run is one that another experiment made; links to folders of runs are followed, once each.
     """
-    return [read_run(folder) for folder in sorted(_run_folders(Path(root)))]
+    return [read_run(folder) for folder in sorted(folder for folder, is_run in _folders(Path(root)) if is_run)]
 
 
-def _run_folders(root: Path, seen: set[str] | None = None) -> Iterator[Path]:
+def _folders(root: Path, seen: set[str] | None = None) -> Iterator[tuple[Path, bool]]:
+    """Yield `root` and every folder below it, and whether it is a run's; records are left out.
+
+    Links to folders elsewhere are followed, but for those to folders in `seen`.
+    """
+    hidden = {".hydra", RECORDS}
+    apart = None if seen is not None else root / RESULTS
     seen, here = set() if seen is None else seen, Path(os.path.realpath(root))
     seen.add(str(here))
-    for folder, below, files in os.walk(root):
-        if _MARKS.intersection(files):
-            yield Path(folder)
-        below[:] = [name for name in below if name not in (".hydra", RECORDS)]
-        for link in (Path(folder, name) for name in below if Path(folder, name).is_symlink()):
-            if any((link / mark).exists() for mark in _MARKS):
-                yield link
+    for place, below, files in os.walk(root, onerror=_note):
+        folder = Path(place)
+        yield folder, bool(_MARKS.intersection(files))
+        # A run's own folders hold no runs, and are many.
+        below[:] = [] if "identity.json" in files else [name for name in below if name not in hidden]
+        below[:] = [name for name in below if folder / name != apart]
+        for link in (folder / name for name in below if holds((folder / name).is_symlink)):
+            if any(is_there(link / mark) for mark in _MARKS):
+                yield link, True
                 continue
             there = Path(os.path.realpath(link))
             elsewhere = not there.is_relative_to(here) and not here.is_relative_to(there)
             if elsewhere and str(there) not in seen:
-                yield from _run_folders(link, seen)
+                yield from _folders(link, seen)
+
+
+def _note(error: OSError) -> None:
+    """Say that a folder is left out; one that is gone meanwhile needs no word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        _note_once(f"{error.filename}: left out, it cannot be read ({error.strerror})")
+
+
+@functools.cache
+def _note_once(line: str) -> None:
+    log.warning(line)
 
 
 def made_elsewhere(root: Path, folder: Path) -> Path | None:
@@ -296,13 +335,10 @@ def made_elsewhere(root: Path, folder: Path) -> Path | None:
             return None
     except OSError as error:
         raise RunDirectory(folder)._not_writable(error) from error
-    for place, below, _ in os.walk(root):
-        if folder.name in below:
-            found = Path(place, folder.name)
-            if not found.is_symlink() and RunDirectory(found).status() != "missing":
-                return found
-        # A run's own folders hold no runs, and are many.
-        below[:] = [name for name in below if not Path(place, name, "identity.json").exists()]
+    for found, _ in _folders(root):
+        is_it = found.name == folder.name and not holds(found.is_symlink)
+        if is_it and RunDirectory(found).status() != "missing":
+            return found
     return None
 
 
@@ -336,11 +372,20 @@ def link_run(folder: Path, found: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():  # what it pointed at is gone
             folder.unlink(missing_ok=True)
-        folder.symlink_to(os.path.relpath(found, folder.parent), target_is_directory=True)
+        # Of the places themselves: `..` in a link is read from where the folder is, not from a link to it.
+        target = os.path.relpath(os.path.realpath(found), os.path.realpath(folder.parent))
+        folder.symlink_to(target, target_is_directory=True)
     except OSError as error:
         if os.path.realpath(folder) == os.path.realpath(found):
             return  # the same command on another machine, or in another window, was faster
         raise RunDirectory(folder)._not_writable(error) from error
+
+
+def _arithmetic(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's last digits hang on, of the record of its environment."""
+    packages = environment.get("packages")
+    torch = packages.get("torch") if isinstance(packages, dict) else None
+    return {"torch": torch, "threads": environment.get("threads"), "gpu": environment.get("gpu")}
 
 
 def _read_json(path: Path) -> Any:

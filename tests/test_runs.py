@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from qexp.commands.recording import run_log
 from qexp.errors import ConfigError
 from qexp.files import MetricsFile, atomic_write, write_output
+from qexp.report.collect import collect
 from qexp.runs import RunDirectory, find_runs, link_run, made_by, made_elsewhere, read_run
 
 CONFIG = {"epochs": 2, "output_dir": "outputs"}
@@ -269,3 +273,88 @@ def test_a_run_tells_its_identity(run):
     assert read_run(run.path).identity == IDENTITY
     (run.path / "identity.json").write_text("[")
     assert read_run(run.path).identity == {}
+
+
+def test_records_are_no_runs_until_they_are_named(run, tmp_path):
+    root, name = tmp_path / "outputs", "mlp-digits-pact-w4a4-s0-11111111"
+    for place in ("results/lsq/compare", "pwlq/records", "mine/results"):
+        RunDirectory(root / place / name).prepare(CONFIG, IDENTITY, {})
+    expected = [root / "mine/results" / name, run.path]
+    assert [one.path for one in find_runs(root)] == expected
+    assert made_elsewhere(root, root / "train" / name) == expected[0]
+    shutil.rmtree(expected[0])
+    assert made_elsewhere(root, root / "train" / name) is None
+    for named in ("results", "results/lsq/compare", "pwlq/records"):
+        assert [one.path.name for one in find_runs(root / named)] == [name]
+
+
+def test_a_run_in_a_linked_folder_is_found_and_its_link_leads_there(run, tmp_path):
+    root = tmp_path / "other" / "deep" / "outputs"
+    root.mkdir(parents=True)
+    (root / "train").symlink_to(tmp_path / "outputs" / "train")
+    (tmp_path / "big").mkdir()
+    (root / "pact").symlink_to(tmp_path / "big")
+    found = made_elsewhere(root, root / "pact" / run.path.name)
+    assert found == root / "train" / run.path.name
+    link_run(root / "pact" / run.path.name, found)
+    assert (root / "pact" / run.path.name).resolve() == run.path
+    assert not (tmp_path / "big" / run.path.name).readlink().is_absolute()
+
+
+def test_what_may_not_be_looked_at_is_left_out_and_told(run, tmp_path, monkeypatch, caplog):
+    root, private = tmp_path / "outputs", tmp_path / "outputs" / "private"
+    (private / "x").mkdir(parents=True)
+    scandir = os.scandir
+
+    def locked(path):
+        if Path(path) == private:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert [one.path for one in find_runs(root)] == [run.path]
+    assert made_elsewhere(root, root / "new" / "r-1") is None
+    assert caplog.messages == [f"{private}: left out, it cannot be read (Permission denied)"]
+
+
+def test_files_that_may_not_be_looked_at_are_no_traceback(run, monkeypatch):
+    def locked(self, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    run.metrics.append(0, 1, {"loss": 1.0})
+    monkeypatch.setattr(Path, "read_text", locked)
+    assert (run.metrics.rows(), run.metrics.damaged()) == ([], 1)
+    for look in ("exists", "is_file", "is_symlink", "is_dir"):
+        monkeypatch.setattr(Path, look, locked)
+    assert run.status() == "missing"
+    assert "config.yaml" in read_run(run.path).problem
+    with pytest.raises(ConfigError, match="no such folder"):
+        collect([run.path])
+
+
+def test_where_a_run_began_is_kept_when_it_goes_on(run, caplog):
+    def environment(threads, host):
+        return {"host": host, "packages": {"torch": "2.1"}, "threads": threads, "gpu": None}
+
+    run.prepare(CONFIG, IDENTITY, environment(2, "first"))  # nothing is there to go on from
+    run.checkpoint.write_bytes(b"")
+    run.prepare(CONFIG, IDENTITY, environment(2, "second"))
+    assert caplog.messages == []
+    run.prepare(CONFIG, IDENTITY, environment(4, "third"))
+    assert caplog.messages == [f"{run.path} goes on with threads 4 (was 2): not bit for bit as it began."]
+    assert read_run(run.path).environment["host"] == "first"
+    later = json.loads((run.path / "resumed.json").read_text())
+    assert [one["host"] for one in later] == ["second", "third"]
+
+
+def test_a_log_on_a_full_disk_is_silent_and_hides_no_error(run, monkeypatch, capsys):
+    def full(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    close = logging.FileHandler.close
+    monkeypatch.setattr(logging.StreamHandler, "flush", full)
+    with pytest.raises(ValueError, match="the real one"), run_log(run):
+        monkeypatch.setattr(logging.FileHandler, "close", lambda self: (close(self), full(self)))
+        logging.getLogger("qexp").info("a line")
+        raise ValueError("the real one")
+    assert capsys.readouterr().err == ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qexp.errors import ConfigError, did_you_mean
-from qexp.files import is_there
+from qexp.files import holds, is_there
 from qexp.runs import Run, find_runs
 
 DEFAULT_ROOT = "outputs"
@@ -47,4 +47,7 @@ def one_run(path: Path) -> Run:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    try:
+        return [entry for entry in parent.iterdir() if holds(entry.is_dir)]
+    except OSError:
+        return []
