@@ -67,7 +67,7 @@ class Moments:
         """The mean absolute deviation E|x - mean|; 0 where there is no value.
 
         From the histogram: its values, zeros apart, count as the middle of their cell. So it is off by at most
-        half a cell, which is at most (high - low) / bins.
+        half a cell, which is at most (high - low) / (bins - 1).
         """
         if self.count == 0:
             return 0.0

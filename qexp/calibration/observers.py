@@ -128,7 +128,8 @@ class Percentile(Observer):
 
     PWLQ's supplement (table 3) tries 0.1, 0.01 and 0.001 as "gamma-th percentile" and does not say whether these
     are fractions or percents; here gamma is a fraction. The quantile is that of `torch.quantile` over all values,
-    rounded outwards to the edge of a histogram cell: off by less than one cell, 2 (max - min) / bins at most.
+    rounded outwards to the edge of a histogram cell: off by less than one cell, 2 (max - min) / (bins - 1) at
+    most.
 
     Args:
         gamma: from 0 (nothing is cut) to below 0.5.
