@@ -152,6 +152,7 @@ def _special_versions(config: Config, targets: list[str]) -> dict[str, dict[str,
         "network": "network" in scopes,
         "relu": any(method["placement"] == "relu" for method in methods),
         "float_activations": config.bits.activation == 32,
+        "perturbed": any(node.get("perturbation") for node in nodes),
     }
     content = {}
     for what in (what for what, is_so in has.items() if is_so):

@@ -305,3 +305,12 @@ def test_weights_that_stay_in_float_decay_as_floats() -> None:
 
 def test_a_teachers_place_does_not_matter() -> None:
     assert name(parsed("task.teacher=a.pth")) == name(parsed("task.teacher=b.pth"))
+
+
+def test_breakpoints_moved_at_random_rename_these_runs_alone() -> None:
+    def found(*words: str) -> dict[str, Any]:
+        return dict(identity(parsed("quantizer=pwlq", "bits=w4a8", *words, command="ptq"), DIGESTS)["quantization"])
+
+    moved = found("quantizer.weight.perturbation=0.1")
+    assert moved["perturbed_versions"] == {"qexp.quantizers.pwlq.PWLQWeight": 2}
+    assert "perturbed_versions" not in found()

@@ -18,7 +18,9 @@ AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
 
 
 def draw_seed(seed: int, epoch: int, purpose: str, index: int | None = None) -> int:
-    """Return the 63-bit seed for one purpose (`order`, `crop`, `flip`) in one epoch, of one sample if given.
+    """Return the seed for one purpose (`order`, `crop`, `flip`) in one epoch, of one sample if given.
+
+    It has 63 bits, of which a CPU generator uses the lower 32.
 
     >>> draw_seed(0, 0, "order") == draw_seed(0, 1, "order")
     False

@@ -98,7 +98,8 @@ class Quantizer(nn.Module):
 
     special_versions: ClassVar[Mapping[str, int]] = {}
     """Of what only some runs have, and counted for these alone: `soft`, a rounding other than the plain one;
-    `network`, that scope; `relu`, that placement; `float_activations`, inner activations of 32 bits."""
+    `network`, that scope; `relu`, that placement; `float_activations`, inner activations of 32 bits; `perturbed`,
+    breakpoints moved at random."""
 
     supported_bits: ClassVar[tuple[int, ...]] = BITS
 

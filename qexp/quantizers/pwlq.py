@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -47,6 +48,7 @@ class PWLQWeight(Quantizer):
     """
 
     version: ClassVar[int] = 2  # since overlapping regions have a breakpoint of their own
+    special_versions: ClassVar[Mapping[str, int]] = {"perturbed": 2}  # since the draw follows `seed`
     supported_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 32)
     edges: Tensor
 
@@ -152,8 +154,8 @@ class PWLQWeight(Quantizer):
     def _perturbed(self, edges: Tensor) -> Tensor:
         if not self.perturbation:
             return edges
-        layer = zlib.crc32(self.site.name.encode())
-        generator = torch.Generator().manual_seed(self.seed % 2**31 * 2**32 + layer)
+        # Of 32 bits: torch's CPU generator ignores those above.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.site.name}".encode()))
         up = torch.rand(edges[1:-1].shape, generator=generator) < 0.5
         factor = torch.where(up, 1 + self.perturbation, 1 - self.perturbation).to(edges.device)
         moved = torch.minimum(edges[1:-1] * factor, edges[-1])

@@ -72,9 +72,6 @@ _LAMBDA = "alpha_regularization.lambda_alpha"
 _METHODS_SEED = "quantizer.weight.seed"
 _MOVED_BY_IT = "quantizer.weight.perturbation"
 
-_VERSIONS = ("versions", "soft_versions", "network_versions", "relu_versions")
-"""Of the maths of a method, in an identity: in general, and where a run has what they are named after."""
-
 # What a float network does not have: left out when a baseline is looked for.
 _QUANTIZATION = (
     "quantizer",
@@ -87,7 +84,7 @@ _QUANTIZATION = (
     "alpha_regularization",
     "calibration",
     "observer",
-    *_VERSIONS,
+    "versions",
 )
 
 # What decides a run of `qexp ptq`; how its network was trained is in its weights.
@@ -263,11 +260,13 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     """Return the versions of the maths that a run stands on, but for first ones, which absence says.
 
     >>> _versions({"quantization": {"versions": {"x.LSQ": 1, "x.LGLSQ": 2}, "relu_versions": {"x.LSQ": 2}}})
-    {'versions.x.LGLSQ': 2, 'relu_versions.x.LSQ': 2}
+    {'versions.x.LGLSQ': 2, 'versions.relu.x.LSQ': 2}
     """
     quantization, stages = _node(identity, "quantization"), _node(_node(identity, "calibration"), "versions")
-    named = {key: _node(quantization, key) for key in quantization if key in _VERSIONS}
-    every = [*named.items(), ("calibration.versions", stages)]
+    every = [("calibration.versions", stages)]
+    for key in quantization:
+        if key.endswith("versions"):  # `versions`, and those of what only some runs have: `relu_versions`
+            every.append((".".join(["versions", *key.split("_")[:-1]]), _node(quantization, key)))
     return {f"{name}.{of}": found[of] for name, found in every for of in found if found[of] != 1}
 
 

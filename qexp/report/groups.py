@@ -23,9 +23,6 @@ _FOLLOW_QUANTIZER = (
     "calibration.",
     "observer",
     "versions.",
-    "soft_versions.",
-    "network_versions.",
-    "relu_versions.",
 )
 
 

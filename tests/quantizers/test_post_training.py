@@ -317,3 +317,14 @@ def test_an_input_without_anything_in_calibration_is_rounded_to_nothing_later():
         again = type(quantizer)(quantizer.bits, quantizer.site)
         again.load_state_dict(quantizer.state_dict())
         assert not again.eval()(x).any()
+
+
+def test_each_seed_moves_the_breakpoints_another_way():
+    x, found = weights(64), []
+    for seed in (3, 3, 4):
+        quantizer = PWLQWeight(4, site(x), perturbation=0.1, seed=seed)
+        quantizer.fit_weights(x)
+        found.append(quantizer.fitted()["p1"])
+    same, again, other = found
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
