@@ -309,7 +309,9 @@ def test_a_teachers_place_does_not_matter() -> None:
 
 def test_breakpoints_moved_at_random_rename_these_runs_alone() -> None:
     def found(*words: str) -> dict[str, Any]:
-        return dict(identity(parsed("quantizer=pwlq", "bits=w4a8", *words, command="ptq"), DIGESTS)["quantization"])
+        return dict(
+            identity(parsed("quantizer=pwlq", "bits=w4a8", *words, command="ptq"), DIGESTS)["quantization"]
+        )
 
     moved = found("quantizer.weight.perturbation=0.1")
     assert moved["perturbed_versions"] == {"qexp.quantizers.pwlq.PWLQWeight": 2}

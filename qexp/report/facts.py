@@ -266,7 +266,7 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     every = [("calibration.versions", stages)]
     for key in quantization:
         if key.endswith("versions"):  # `versions`, and those of what only some runs have: `relu_versions`
-            every.append((".".join(["versions", *key.split("_")[:-1]]), _node(quantization, key)))
+            every.append((f"versions.{key.removesuffix('versions')}".rstrip("._"), _node(quantization, key)))
     return {f"{name}.{of}": found[of] for name, found in every for of in found if found[of] != 1}
 
 

@@ -160,3 +160,20 @@ def test_across_quantizer_float_has_a_column_of_its_own(make_run: Make, tmp_path
     assert [column.header for column in table.columns if column.key.startswith("=")] == ["none", "pact"]
     cells = {(row["=none"], row["=pact"]) for row in table.rows}
     assert cells == {("90.00", "–"), ("–", "70.00")}
+
+
+def test_a_record_has_mean_half_width_and_n_of_a_cell(make_run: Make, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, 0.70 + seed / 100)
+    make_run("pact", 2, 0, 0.5)
+    (record,) = across_table(find_runs(tmp_path), "test_accuracy", "bits").records
+    found = [record[f"w4a4 {name}"] for name in ("mean", "half_width", "n")]
+    assert found == pytest.approx([0.71, 0.0248414, 3], abs=1e-6)
+
+
+def test_groups_that_differ_in_another_width_alone_share_no_cell(make_run: Make, tmp_path: Path) -> None:
+    result = {"metrics": {"test_accuracy": 0.7, "weight_bits": 4.0}}
+    for activation in (4, 8):
+        make_run("pact", 4, 0, 0.7, result=result, **{"bits.activation": activation})
+    with pytest.raises(ConfigError, match="would share the cell 4"):
+        across_table(find_runs(tmp_path), "test_accuracy", "stored_bits")

@@ -152,3 +152,14 @@ def test_one_method_needs_no_key_of_colours_and_many_fit() -> None:
 def test_no_rows() -> None:
     with pytest.raises(ValueError, match="no rows"):
         dots_figure("title", [], "unit", "text")
+
+
+def test_each_dot_stands_on_its_rows_line():
+    rows = [
+        Dots("g", f"l{place}", ("a", "b")[place % 2], 50.0 + place, 60.0 + place, None, 1) for place in range(4)
+    ]
+    (axes,) = dots_figure("t", rows, "u", "c").axes
+    for kind, start in (("published", 50.0), ("measured", 60.0)):
+        lines = [line for line in axes.lines if line.get_gid() == kind]
+        points = [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+        assert sorted(points) == [(start + place, place) for place in range(4)]

@@ -11,7 +11,7 @@ from qexp.config import parse
 from qexp.errors import ConfigError
 from qexp.identity import identity
 from qexp.report.facts import Facts, facts
-from qexp.report.groups import baseline_difference, by_ends, by_origin, group_runs
+from qexp.report.groups import baseline_difference, by_ends, by_origin, group_runs, metrics_of
 from qexp.report.measured import measured_table
 from qexp.runs import Run, find_runs
 
@@ -360,3 +360,12 @@ def test_a_damaged_number_of_samples_is_no_end_of_the_table(make_run: MakeRun, t
     make_run("pact", 4, 1, 0.9, **{"dataset.train_samples": 5000})
     said = [facts(run).shortened for run in find_runs(tmp_path)]
     assert sorted(said) == ["", "200 epochs, 5,000 training samples"]
+
+
+def test_what_is_computed_from_a_result(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """The fixture's run has 200 epochs."""
+    metrics = {"test_accuracy": 0.9, "alpha/a": 1.5, "alpha/b": 0.9}
+    make_run("pact", 4, 0, result={"train_seconds": 400.0, "metrics": metrics})
+    (run,) = find_runs(tmp_path)
+    found = metrics_of(facts(run))
+    assert [found[name] for name in ("epoch_seconds", "alpha_lowest", "alpha_highest")] == [2.0, 0.9, 1.5]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from qexp.errors import ConfigError
+from qexp.report.artefact_plots import system_figure
 from qexp.report.plots import alpha_figure, curves_figure
 from qexp.report.style import caption, spread, styled
 from qexp.runs import find_runs
@@ -154,3 +155,21 @@ def test_a_run_without_the_setting_that_differs_is_named(
     make_run("pact", 4, 0, metrics=alpha_rows(2, 5), **{"optimizer.momentum": 0.9})
     names = [text.get_text() for text in curves_figure(find_runs(tmp_path)).legends[0].get_texts()]
     assert sorted(names) == ["momentum 0.9", "without momentum"]
+
+
+def test_an_alpha_is_drawn_at_its_value_at_the_epochs_end(make_run: MakeRun) -> None:
+    rows = [(1, 1, "alpha/a", 1.0), (2, 2, "alpha/a", 3.0), (2, 3, "alpha/a", 4.0)]
+    (line,) = alpha_figure(make_run(metrics=rows)).axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [1.0, 4.0])
+
+
+def test_accuracies_are_drawn_in_percent(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(metrics=[(1, 1, "train_accuracy", 0.5), (2, 2, "train_accuracy", 0.7)])
+    (line,) = curves_figure(find_runs(tmp_path)).axes[0].lines
+    assert list(line.get_ydata()) == pytest.approx([50.0, 70.0])
+
+
+def test_throughputs_are_drawn_from_the_most_bits_on_published_before_modelled() -> None:
+    points = [(bits, limit, limit + bits, 2 * limit + bits) for bits in (2, 16) for limit in (32.0, 64.0)]
+    lines = system_figure(points, "c").axes[0].get_lines()
+    assert [list(line.get_ydata()) for line in lines] == [[48.0, 34.0], [80.0, 66.0], [80.0, 66.0], [144.0, 130.0]]

@@ -158,3 +158,16 @@ def test_asterisks_stay_in_markdown() -> None:
     assert render(table, "markdown").splitlines() == [
         f"**{escaped}**", "", "| a |", "|---|", f"| {escaped} |", "", escaped, "", r"- \* a misprint"
     ]  # fmt: skip
+
+
+def test_a_record_has_the_ends_of_the_interval_and_the_differences_half_width(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    for seed in range(3):
+        make_run("none", 4, seed, 0.92)
+        make_run("pact", 4, seed, 0.90 + seed / 100)
+    (record,) = [one for one in measured_table(find_runs(tmp_path)).records if one["quantizer"] == "pact"]
+    half = 0.0248414  # Student's t with two degrees of freedom: 4.3027 * 0.01 / sqrt(3)
+    ends = (record["interval_low"], record["interval_high"])
+    assert ends == pytest.approx((0.91 - half, 0.91 + half), abs=1e-6)
+    assert record["difference_half_width"] == pytest.approx(half, abs=1e-6)

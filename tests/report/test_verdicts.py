@@ -368,3 +368,44 @@ def test_the_runs_of_some_cells_are_those_of_their_rows(make_run: MakeRun, tmp_p
     }
     figure = load_artefact("pact/fig7")
     assert [run.path for run in measuring(figure.cells_of("PER LAYER"), find_runs(tmp_path))] == [scopes["layer"]]
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.9133, "agrees"), (0.9136, "above"), (0.9124, "below")])
+def test_a_percents_verdict_is_that_of_its_last_digit(
+    make_run: MakeRun, tmp_path: Path, value: float, said: str
+) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, value)
+    assert row_of(compared(tmp_path), "PACT 4b")["verdict"] == said
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.6764, "agrees"), (0.66, "below"), (0.69, "above")])
+def test_a_table_in_percent_of_another_paper(make_run: MakeRun, tmp_path: Path, value: float, said: str) -> None:
+    names = {"model": "preact_resnet18", "dataset": "imagenet", "quantizer": "lsq"}
+    weight = {"_target_": "q.LSQ", "gradient_scale": "features_and_levels"}
+    for seed in range(3):
+        make_run("pact", 2, seed, value, names=names, first_last=8, **{"quantizer.weight": weight})
+    rows = published_table(load_artefact("lsq/table1"), find_runs(tmp_path), only="resnet18").rows
+    assert [row["verdict"] for row in rows if row["n"] == "3"] == [said]
+
+
+def test_a_record_has_the_difference_and_the_ends_of_the_interval(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, 0.90 + seed / 100)
+    (record,) = [record for record in compared(tmp_path).records if record["column"] == "PACT 4b"]
+    assert record["difference"] == pytest.approx(-0.003)
+    # Student's t with two degrees of freedom: 4.3027 * 0.01 / sqrt(3).
+    half = 0.0248414
+    ends = (record["interval_low"], record["interval_high"])
+    assert ends == pytest.approx((0.91 - half, 0.91 + half), abs=1e-6)
+
+
+def test_a_figure_shows_its_cells_in_percent_with_their_intervals(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run("pact", 4, seed, 0.90 + seed / 100)
+    axes = cells_figure(load_artefact("pact/table1"), find_runs(tmp_path), "resnet20").axes
+    lines = [line for one in axes for line in one.lines if line.get_gid() == "measured"]
+    assert [x for line in lines for x in line.get_xdata()] == pytest.approx([91.0])
+    bars = [part for one in axes for part in one.collections if part.get_gid() == "interval"]
+    (bar,) = [segment for part in bars for segment in part.get_segments()]
+    assert bar[:, 0].tolist() == pytest.approx([91.0 - 2.48414, 91.0 + 2.48414], abs=1e-3)
