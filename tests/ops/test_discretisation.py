@@ -85,3 +85,8 @@ def test_the_inner_rounding_is_trained_too_and_told_once():
 def test_strengths_have_a_range(make):
     with pytest.raises(ConfigError, match=r"discretisation\."):
         make()
+
+
+def test_a_blends_gradient_is_the_mean_of_the_roundings_and_one():
+    soft, found = gradient(ASR(k=4.0))[1], gradient(Blend(ASR(k=4.0), beta=0.5))[1]
+    torch.testing.assert_close(found, 0.5 * soft + 0.5 * UPSTREAM)

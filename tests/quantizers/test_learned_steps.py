@@ -264,3 +264,18 @@ def test_llsqs_one_step_for_the_network_starts_as_one_for_the_layer(bits):
     for quantizer in (layer, network):
         quantizer.calibrate(values())
     assert network.step.item() == layer.step.item() == pytest.approx(values().abs().max().item() / 2 ** (bits - 1))
+
+
+@pytest.mark.parametrize("mean", [0.3, -0.3])
+def test_lsq_plus_starts_weights_from_the_distance_of_their_mean_to_zero(mean):
+    w, quantizer = values() + mean, LSQPlusWeight(4, WEIGHT)
+    quantizer.calibrate(w)
+    expected = (w.mean().abs() + 3 * w.std(correction=0)) / 8
+    assert quantizer.step.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_llsqs_errors_may_be_absolute_ones():
+    w, quantizer = values(), LLSQ(3, WEIGHT, power=1)
+    quantizer.calibrate(w)
+    expected = rounding_errors(w, quantizer.step.detach(), -4, 3, power=1)
+    assert all(torch.equal(*pair) for pair in zip(quantizer.errors(w), expected, strict=True))

@@ -194,3 +194,11 @@ def test_a_batch_without_samples(gradient):
     with torch.set_grad_enabled(gradient):
         assert quantizer(torch.zeros(0, 4, 5, 5)).shape == (0, 4, 5, 5)
     assert quantizer.scale_for(torch.zeros(0, 4, 5, 5)) == quantizer.scale_for(torch.zeros(7, 4, 5, 5))
+
+
+def test_an_unsigned_grid_clips_what_is_half_a_step_above_it_and_nothing_below():
+    quantizer = LSQ(4, Site("act", "activation", (4,)))
+    with torch.no_grad():
+        quantizer.step.fill_(1.0)
+    shares = quantizer.describe(torch.tensor([[-5.0, 0.5, 15.4, 15.6]])).shares
+    assert shares["clipped"].item() == 0.25

@@ -108,3 +108,8 @@ def test_stochastic_in_training_alone(quantizer: nn.Module) -> None:
     assert torch.equal(quantizer(x), first), "and the run's generator decides what"
     assert torch.equal(quantizer.eval()(x), sign(x))
     assert torch.equal(quantizer.codes(x).decode(), sign(x))
+
+
+def test_what_lies_beyond_the_window_is_counted() -> None:
+    quantizer = BinaryActivation(1, ACTIVATION, window=2.0)
+    assert quantizer.clipped(torch.tensor([-3.0, -1.5, 0.5, 2.0])).item() == 0.25
