@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from qexp.hardware import figure6
 from qexp.hardware.figure6 import fit, left_out, points, published, throughput
 from qexp.hardware.system import USABLE_MEMORY, Layer, Machine, estimate
 
@@ -86,3 +87,17 @@ def test_the_original_resnet50_closes_the_gap_at_16_bits(resnet50: list[Layer]) 
     assert sum(layer.macs for layer in original) / 1e9 == pytest.approx(3.86, abs=0.005)
     assert throughput(original, 16, math.inf) / 1008 - 1 == pytest.approx(0.002, abs=0.001)
     assert throughput(resnet50, 16, math.inf) / 1008 - 1 == pytest.approx(-0.052, abs=0.001)
+
+
+def test_a_fit_that_leaves_out_does_not_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that answers with the share of points it was given, and a model that answers with the fit."""
+    layers = [
+        Layer("fc", inputs * outputs, inputs * outputs, inputs, outputs, (outputs, inputs))
+        for inputs, outputs in ((4096, 4096), (4096, 1000), (1000, 1000))
+    ]
+    monkeypatch.setattr(figure6, "fit", lambda layers, keep: sum(map(keep, figure6.points(layers))) / 12)
+    monkeypatch.setattr(figure6, "throughput", lambda layers, bits, bandwidth, machine: machine.usable)
+    for row in left_out(layers)[0]:
+        errors = (row.without_point, row.without_bits, row.without_bandwidth)
+        # Of twelve points one, the three of its bits, the four of its bandwidth.
+        assert [round(12 * (error + 1) * row.point.published) for error in errors] == [11, 9, 8]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -46,3 +47,10 @@ def test_what_is_not_known_is_refused() -> None:
         mac_area(32)
     with pytest.raises(ConfigError, match=r"cores=all: choose paper or area"):
         core_count(4, "all")
+
+
+def test_areas_between_are_read_off_a_line_of_logarithms() -> None:
+    # From 1.0 at 2 bits to 2.51 at 4; one bit continues that line.
+    assert mac_area(3) == pytest.approx(2.51 ** math.log2(1.5))
+    assert mac_area(1) == pytest.approx(1 / 2.51)
+    assert [core_count(bits, "area") for bits in (7, 6, 5, 3, 1)] == [10, 12, 16, 33, 143]

@@ -76,3 +76,14 @@ def test_more_bandwidth_and_fewer_bits_never_cost_more(layers_of: LayersOf, mode
     for cost in (lambda scheme: seconds(layers, scheme, 8e9), lambda scheme: picojoules(layers, scheme)):
         assert cost(four) < cost(pwlq) < cost(eight)
     assert seconds(layers, eight, 1e6) / seconds(layers, four, 1e6) == pytest.approx(2), "memory alone"
+
+
+def test_a_ratio_does_not_move_its_own_prediction() -> None:
+    cells = [("4-bit uniform", 8.0), ("4-bit PWLQ", 8.0), ("4-bit uniform", None), ("4-bit PWLQ", None)]
+    layers = [
+        Layer("conv", 10**9, 10**6, 1, 1, (64, 64, 3, 3)),
+        Layer("fc", 4096**2, 4096**2, 4096, 4096, (4096, 4096)),
+    ]
+    told = dict(ratios(layers, cells, 3e12, 0.9))
+    found, wrong = left_out(layers, told), left_out(layers, {**told, cells[2]: 3 * told[cells[2]]})
+    assert wrong[cells[2]] == pytest.approx(found[cells[2]])

@@ -171,3 +171,17 @@ def test_sensible_numbers_for_other_networks(layers_of: LayersOf) -> None:
 def test_what_has_no_meaning_is_refused(given_: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         estimate(**{"layers": [linear(8, 8)], **given_})  # type: ignore[arg-type]
+
+
+def test_each_layers_traffic_has_its_own_widths() -> None:
+    layers = [linear(64, 64)] * 3
+    machine = Machine(memory=10, usable=1.0)
+    answer = estimate(layers, (2, 4), ends=(4, 8), bandwidth=GIGA, machine=machine)
+    weights = 64 * 64 * (4 + 2 + 4) / 8
+    spilled = 128 * (8 + 4 + 8) / 8 - 3 * 10
+    assert answer.traffic == weights + spilled + 64 * 8 / 8  # and the image, as wide as the first input
+
+
+def test_ends_narrower_than_the_rest_run_on_the_rests_cores() -> None:
+    layers = [linear(64, 6400)] * 3
+    assert estimate(layers, (8, 8), ends=(2, 2)).throughput == estimate(layers, (8, 8), ends=(8, 8)).throughput
