@@ -302,3 +302,13 @@ def test_a_linear_layers_error_is_summed_over_its_channels(monkeypatch):
         gradients.append(first_gradient(monkeypatch, layer, x, targets, lambda y: y, penalty=0.0)[0])
     torch.testing.assert_close(gradients[1], gradients[0])
     assert gradients[0].abs().max() > 0.01
+
+
+def test_the_penaltys_annealing_begins_after_the_warmup_and_takes_the_rest(monkeypatch):
+    shown = []
+    monkeypatch.setattr(reconstruction, "annealed", lambda share: shown.append(share) or annealed(share))
+    layer, x = nn.Linear(4, 2, bias=False), torch.randn(8, 4)
+    quantizer = AdaRoundWeight(3, Site("fc", "weight", (2, 4)), iterations=10, warmup=0.2)
+    quantizer.fit_weights(layer.weight.detach())
+    search(quantizer, layer, x, layer(x).detach(), lambda y: y, torch.Generator().manual_seed(0))
+    assert shown == pytest.approx([step / 8 for step in range(8)])

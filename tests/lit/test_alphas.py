@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from qexp.files import MetricsFile
-from qexp.lit.alphas import look, numbers
+from qexp.lit.alphas import Seen, look, numbers
 from qexp.lit.start import calibrate
 from qexp.lit.summary import write_summary
 from qexp.quantizers.base import Site, named_quantizers
@@ -139,3 +139,8 @@ def test_without_a_calibrating_quantizer_nothing_runs(small_run):
 def test_lightnings_csv_logger_by_config(name, small_run, tmp_path):
     small_run.train(tmp_path, epochs=1, logger={name: {"_target_": f"qexp.lit.loggers.{name}"}})
     assert (tmp_path / "csv" / "metrics.csv").exists()
+
+
+def test_the_gradient_of_many_alphas_is_told_by_its_norm():
+    seen = Seen("act", {"alpha": torch.ones(2)}, {"alpha": torch.tensor([3.0, 4.0])})
+    assert numbers(seen)["alpha_grad/act"] == 5.0

@@ -75,3 +75,15 @@ def test_a_schedule_without_meaning_is_refused(make):
 def test_a_learning_rate_is_never_negative(make):
     with pytest.raises(ConfigError, match="0 or more"):
         make()
+
+
+def test_step_falls_once_more_where_the_length_leaves_a_rest():
+    schedule = schedules.step(every=30, of=100)
+    assert [round(schedule(epoch / 100), 6) for epoch in (0, 29, 30, 60, 90, 99)] == [
+        1,
+        1,
+        0.1,
+        0.01,
+        0.001,
+        0.001,
+    ]

@@ -154,3 +154,16 @@ def test_the_squared_hinge_by_hand() -> None:
     torch.testing.assert_close(scores.grad, torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]) / 6)
     with pytest.raises(ConfigError, match="label_smoothing"):
         refuse_smoothing("squared_hinge", 0.1)
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+def test_the_decay_is_a_gradient_towards_zero(variant: str) -> None:
+    found = []
+    for decay, gradient in ((0.25, 0.5), (0.0, 0.5 + 0.25 * 2.0)):
+        weight = nn.Parameter(torch.tensor([[2.0]]))
+        groups = [optimizers.Group("weights", (weight,))]
+        optimizer = optimizers.shift_adamax(groups, variant=variant, weight_decay=decay)
+        weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        found.append(weight.item())
+    assert found[0] == found[1]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from qexp.errors import TrainingError
+from qexp.lit.alphas import Seen
+from qexp.lit.watchdog import findings
 from qexp.runs import RunDirectory
 
 
@@ -86,3 +89,8 @@ def test_off_says_nothing(small_run, tmp_path):
         alpha_regularization={"lambda_alpha": 0},
     )  # fmt: skip
     assert found == []
+
+
+def test_an_alpha_of_exactly_zero_is_blamed():
+    seen = Seen("act", {"alpha": torch.tensor(0.0)}, positive=("alpha",))
+    assert [cause for cause, _ in findings(seen)] == ["negative"]
