@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.ops.powers import ap2
+from qexp.ops.powers import ap2, ap2_without_nan_
 
 Variant = Literal["paper", "authors"]
 
@@ -78,10 +78,12 @@ class ShiftAdaMax(torch.optim.Optimizer):
         if group["variant"] == "paper":
             factor = group["scale"] * _shift(group["lr"]) * _shift(1 - first)
             # Below the smallest normal number 1 / v has no float; there, as where v is 0, m is as good as 0.
-            inverse = ap2(1 / largest.clamp(min=torch.finfo(torch.float32).tiny))
-            parameter.sub_(factor * mean * torch.where(largest > 0, inverse, 0.0))
+            inverse = ap2_without_nan_(largest.clamp(min=torch.finfo(torch.float32).tiny).reciprocal_())
+            if second <= max(first, 0.5):  # above, v is 0 only where m is: it decays later, and no float to 0
+                inverse.masked_fill_(largest == 0, 0.0)
+            parameter.addcmul_(mean, inverse, value=-factor)
             return
-        largest.copy_(ap2(largest)).add_(group["eps"])
+        ap2_without_nan_(largest).add_(group["eps"])  # m is NaN where v is
         factor = group["scale"] * _shift(group["lr"] / (1 - first ** state["step"]))
         parameter.addcdiv_(mean, largest, value=-factor)
 

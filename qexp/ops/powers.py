@@ -21,8 +21,21 @@ def ap2(x: Tensor) -> Tensor:
     [4.0, 2.0, -1.0, 0.0]
     """
     x = x.detach().float()
-    rounded = ((x.view(torch.int32) + _TO_NEXT) & _EXPONENT_AND_SIGN).view(torch.float32)
-    return torch.where(x.isfinite(), rounded, x)
+    return torch.where(x.isnan(), x, ap2_without_nan(x))
+
+
+def ap2_without_nan(x: Tensor) -> Tensor:
+    """Return `ap2(x)` of a float32 x in a third of its time; NaN becomes a zero or an infinity.
+
+    For what is multiplied by its own source, which brings NaN back.
+    """
+    return (x.detach().view(torch.int32) + _TO_NEXT).bitwise_and_(_EXPONENT_AND_SIGN).view(torch.float32)
+
+
+def ap2_without_nan_(x: Tensor) -> Tensor:
+    """Likewise, in place."""
+    x.view(torch.int32).add_(_TO_NEXT).bitwise_and_(_EXPONENT_AND_SIGN)
+    return x
 
 
 def power_below(x: Tensor) -> Tensor:

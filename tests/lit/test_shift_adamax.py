@@ -11,6 +11,7 @@ from torch import nn
 from qexp.errors import ConfigError
 from qexp.lit import optimizers
 from qexp.lit.losses import refuse_smoothing, squared_hinge
+from qexp.ops import powers
 
 
 def ap2(x: float) -> float:
@@ -56,6 +57,52 @@ def test_against_the_transcription(variant: str, betas: tuple[float, float]) -> 
         weight.grad = gradient[:, None].clone()
         optimizer.step()
     torch.testing.assert_close(weight.flatten().tolist(), expected, rtol=1e-5, atol=1e-6)
+
+
+def former_step(
+    variant: str, weight: torch.Tensor, m: torch.Tensor, v: torch.Tensor, factor: float, tiny: float = 2.0**-126
+) -> None:
+    """One update as it was first written, each operation by itself: what recorded runs have."""
+    if variant == "paper":
+        inverse = powers.ap2(1 / v.clamp(min=tiny))
+        weight.sub_(factor * m * torch.where(v > 0, inverse, 0.0))
+    else:
+        v.copy_(powers.ap2(v)).add_(2.0**-27)
+        weight.addcdiv_(m, v, value=-factor)
+
+
+@pytest.mark.parametrize(
+    ("variant", "betas"),
+    [("paper", (1 - 2**-3, 1 - 2**-10)), ("paper", (0.9, 0.999)), ("paper", (0.9, 0.3)), ("paper", (0.5, 0.5)),
+     ("authors", (0.9, 0.999)), ("authors", (0.9, 0.3))],
+)  # fmt: skip
+@pytest.mark.parametrize("scale", [1.0, 37.04])
+def test_in_few_passes_it_is_bit_for_bit_the_plain_formula(
+    variant: str, betas: tuple[float, float], scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = nn.Parameter(torch.randn(50, 60, generator=generator) * 10.0 ** torch.arange(-40.0, 10.0)[:, None])
+    expected = weight.detach().clone()
+    m, v, (first, second) = torch.zeros_like(expected), torch.zeros_like(expected), betas
+    optimizer = optimizers.shift_adamax(
+        [optimizers.Group("weights", (weight,), scale)],
+        lr=2**-6,
+        betas=betas,
+        variant=variant,  # type: ignore[arg-type]
+    )
+    sizes = 10.0 ** torch.linspace(-46.0, 30.0, 60)
+    for step in range(1, 121):
+        gradient = torch.randn(50, 60, generator=generator) * sizes
+        gradient *= (torch.rand(50, 60, generator=generator) > 0.3) * (step < 20)  # then v may decay to 0
+        if step == 10:
+            gradient[0, :3] = torch.tensor([math.inf, -math.inf, math.nan])
+        weight.grad = gradient.clone()
+        optimizer.step()
+        m.mul_(first).add_(gradient, alpha=1 - first)
+        torch.maximum(v.mul_(second), gradient.abs(), out=v)
+        rate = 2.0**-6 * ap2(1 - first) if variant == "paper" else ap2(2**-6 / (1 - first**step))
+        former_step(variant, expected, m, v, scale * rate)
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_updates_are_powers_of_two_of_the_mean() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qexp.ops.powers import ap2
+from qexp.ops.powers import ap2, ap2_without_nan, ap2_without_nan_
 
 SQRT2_BELOW, SQRT2_ABOVE = 1.41421353816986083984375, 1.4142136573791503906250
 """The two float32 on either side of sqrt(2), where round(log2 x) turns from 0 to 1."""
@@ -40,3 +40,14 @@ def test_against_the_formula_in_float64(magnitude: float, sign: float) -> None:
 
 def test_nothing_is_differentiated() -> None:
     assert not ap2(torch.ones(2, requires_grad=True)).requires_grad
+
+
+def test_the_shorter_forms_differ_at_nan_alone() -> None:
+    every = torch.cat([torch.arange(-(2**31), 2**31, 65521), torch.tensor([0x7F800000, -0x00800000])])
+    x = every.int().view(torch.float32)
+    number = ~x.isnan()
+    assert not number.all() and x.isinf().sum() == 2
+    assert torch.equal(ap2_without_nan(x)[number], ap2(x)[number])
+    given = x.clone()
+    assert ap2_without_nan_(given) is given and torch.equal(given[number], ap2(x)[number])
+    assert not ap2_without_nan(x).isnan().any() and ap2(x)[~number].isnan().all()
