@@ -44,17 +44,16 @@ class ShiftBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (N, channels, ...) by channel, in float32; returns input's dtype."""
-        rows = input.float().movedim(1, -1)
-        flat = rows.reshape(-1, self.num_features)
+        x = input.float()
         if self.training:
-            if len(flat) == 1:
+            if x.numel() == self.num_features:
                 raise ValueError(f"{ONE_VALUE} when training, got input size {tuple(input.shape)}")
-            result, mean, variance = ShiftNormalize.apply(flat, self.weight, self.bias, self.eps)
+            result, mean, variance = ShiftNormalize.apply(x, self.weight, self.bias, self.eps)
             self._remember(mean, variance)
         else:
             inverse = (self.running_var + self.eps).rsqrt()
-            result = shift_normalize(flat, self.weight, self.bias, self.running_mean, inverse)
-        return result.reshape(rows.shape).movedim(-1, 1).to(input.dtype)
+            result = shift_normalize(x, self.weight, self.bias, self.running_mean, inverse)
+        return result.to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:

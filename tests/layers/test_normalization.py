@@ -12,6 +12,7 @@ from qexp.errors import ConfigError
 from qexp.layers.normalization import ShiftBatchNorm, shifted
 from qexp.models.mlp import MLP
 from qexp.models.qnn import QNNMLP
+from qexp.ops import powers
 
 
 def ap2(x: float) -> float:
@@ -82,6 +83,52 @@ def test_forward_and_backward(authors: bool, spatial: bool) -> None:
         else:
             spread = 1 - newest + newest * variance
         assert module.running_var[channel].item() == pytest.approx(spread, rel=1e-4)
+
+
+def in_the_papers_order(x: Tensor, gain: Tensor, shift: Tensor, upstream: Tensor, eps: float) -> list[Tensor]:
+    """(N, channels): the result, and the gradients of x, gain and shift, each product where the paper has it."""
+    mean = x.mean(0)
+    centred = x - mean
+    power = powers.ap2(centred)
+    inverse = powers.ap2(((centred * power).mean(0) + eps).rsqrt())
+    inner = upstream * powers.ap2(gain)
+    back = inverse * (inner - inner.mean(0) - power * inverse.square() * (inner * power).mean(0))
+    gain_back = (upstream * powers.ap2(centred * inverse)).sum(0)
+    return [powers.ap2(gain) * (centred * inverse) + shift, back, gain_back, upstream.sum(0)]
+
+
+@pytest.mark.parametrize("broken", ["", "input", "gain", "no spread"])
+def test_where_the_powers_of_two_stand_changes_no_bit(broken: str) -> None:
+    module, _ = made(authors=False, spatial=False)
+    generator = torch.Generator().manual_seed(4)
+    x, upstream = (torch.randn(64, 3, generator=generator) for _ in range(2))
+    with torch.no_grad():
+        module.weight[2] = 0.0
+        if broken == "input":
+            x[5, 1] = math.nan
+            x[7, 2] = math.inf
+        elif broken == "gain":
+            module.weight[1] = math.nan
+        elif broken:
+            x[:, 1] = 0.3
+    expected = in_the_papers_order(x, module.weight.detach(), module.bias.detach(), upstream, module.eps)
+    x.requires_grad_()
+    y = module(x)
+    y.backward(upstream)
+    found = [y.detach(), x.grad, module.weight.grad, module.bias.grad]
+    for wanted, value in zip(expected, found, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_stay_in_their_layout(layout: torch.memory_format) -> None:
+    module, x = made(authors=False, spatial=True)
+    x = x.to(memory_format=layout).requires_grad_()
+    y = module(x)
+    y.backward(torch.randn_like(y))
+    assert x.grad is not None
+    assert y.is_contiguous(memory_format=layout) and x.grad.is_contiguous(memory_format=layout)
+    assert module.eval()(x).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("authors", [False, True])
