@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import ConfigError
+from qexp.ops.numbers import is_count, is_positive
 
 Start = Literal["unit", "glorot"]
 """Where weights start: uniform in [-1, 1], as in the papers' code, or in Glorot's range, for a float network."""
@@ -40,9 +41,15 @@ def widened(channels: int, width: float) -> int:
     >>> widened(128, 0.25)
     32
     """
-    if not width > 0 or round(channels * width) < 1:
+    if not is_positive(width) or round(channels * width) < 1:
         raise ConfigError(f"model.width={width}: a factor above 0 that leaves every layer a channel.")
     return round(channels * width)
+
+
+def _require_widths(**settings: int | list[int]) -> None:
+    for name, value in settings.items():
+        if not all(is_count(width) for width in ([value] if isinstance(value, int) else value)):
+            raise ConfigError(f"model.{name}={value}: the width of a layer is a whole number above 0.")
 
 
 class QNNMLP(nn.Module):
@@ -73,6 +80,7 @@ class QNNMLP(nn.Module):
         super().__init__()
         if not hidden:
             raise ConfigError("model.hidden=[]: name one width per hidden layer.")
+        _require_widths(hidden=list(hidden))
         if len(dropout) != 2 or not all(0.0 <= share < 1.0 for share in dropout):
             raise ConfigError(
                 f"model.dropout={list(dropout)}: two shares (image, hidden), each 0 or more, below 1."
@@ -144,6 +152,7 @@ class QNNConvNet(nn.Module):
         inputs, rows, columns = input_shape
         if min(rows, columns) < 8:
             raise ConfigError(f"model qnn_convnet: images of {rows}x{columns} are too small, the least is 8x8.")
+        _require_widths(channels=channels, hidden=hidden)
         layers: list[nn.Module] = []
         for outputs in (widened(channels * factor, width) for factor in (1, 2, 4)):
             layers.append(Features(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)))
@@ -174,7 +183,7 @@ class QNNAlexNet(nn.Module):
         start: as `start_weights`.
 
     Raises:
-        ConfigError: the images are too small.
+        ConfigError: images too small for the poolings, or a width below 1.
     """
 
     def __init__(
@@ -192,6 +201,7 @@ class QNNAlexNet(nn.Module):
             raise ConfigError(
                 f"model qnn_alexnet: images of {sides[0]}x{sides[1]} are too small, the least is 63x63."
             )
+        _require_widths(hidden=hidden)
         first, second, third, fourth = (widened(wanted, width) for wanted in (64, 192, 384, 256))
         self.features = nn.Sequential(
             Features(nn.Conv2d(channels, first, 11, stride=4, padding=2, bias=False), nn.MaxPool2d(3, stride=2)),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qexp.errors import ConfigError
 from qexp.layers.recurrence import GATES, Cell, Recurrence
+from qexp.ops.numbers import is_count, is_positive_or_zero
 
 
 class LanguageModel(nn.Module):
@@ -46,6 +47,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         _check(input_shape, cell, units, layers, embedding, dropout)
+        _check_starts(start=start, embedding_start=embedding_start)
         size = units if embedding is None else embedding
         self.embedding = nn.Embedding(num_classes, size)
         self.recurrent = nn.ModuleList(
@@ -106,7 +108,13 @@ def _check(
         ("layers", layers),
         ("embedding", 1 if embedding is None else embedding),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             raise ConfigError(f"model.{name}={value}: a whole number above 0.")
     if not 0 <= dropout < 1:
         raise ConfigError(f"model.dropout={dropout}: a share, 0 or more, below 1.")
+
+
+def _check_starts(**starts: float | None) -> None:
+    for name, value in starts.items():
+        if value is not None and not is_positive_or_zero(value):
+            raise ConfigError(f"model.{name}={value}: a number, 0 or more; or null.")

@@ -173,6 +173,11 @@ def test_a_checkpoint_of_other_units_is_named(tmp_path: Path) -> None:
         ({"cell": "gru"}, "model.cell=gru"),
         ({"units": 0}, "model.units=0"),
         ({"dropout": 1.0}, "model.dropout=1.0"),
+        ({"start": -0.1}, "model.start=-0.1: "),
+        ({"start": math.nan}, "model.start=nan: "),
+        ({"start": math.inf}, "model.start=inf: "),
+        ({"embedding_start": -1}, "model.embedding_start=-1: "),
+        ({"embedding_start": "abc"}, "model.embedding_start=abc: "),
         ({"input_shape": (3, 32, 32)}, "sequences of tokens"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from qexp.graph.scheme import Method
 from qexp.models.alexnet_bn import AlexNetBN
 from qexp.models.mlp import MLP
 from qexp.models.mobile_cifar import mobilenet_v2_cifar, shufflenet_v2_cifar
+from qexp.models.qnn import QNNMLP, QNNAlexNet, QNNConvNet
 from qexp.models.resnet_cifar import PreactivationResNet, ResNetV1
 from qexp.models.svhn import SVHNNet
 from qexp.models.torchvision_models import classifier
@@ -164,6 +166,13 @@ def test_initialization_keeps_the_scale_of_the_signal() -> None:
         (lambda: MLP(input_shape=(1, 8, 8), num_classes=10, hidden=[8, 0]), "model.hidden"),
         (lambda: mobilenet_v2_cifar(**CIFAR, width=0), "model.width=0"),
         (lambda: shufflenet_v2_cifar(**CIFAR, width=0.75), "the paper has 0.5, 1.0, 1.5, 2.0"),
+        (lambda: QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=[0]), "model.hidden=[0]: "),
+        (lambda: QNNMLP(input_shape=(1, 8, 8), num_classes=10, width=math.inf), "model.width=inf: "),
+        (lambda: QNNMLP(input_shape=(1, 8, 8), num_classes=10, hidden=[4], width=0.1), "model.width=0.1: "),
+        (lambda: QNNConvNet(**CIFAR, channels=0), "model.channels=0: "),
+        (lambda: QNNConvNet(**CIFAR, hidden=-5), "model.hidden=-5: "),
+        (lambda: QNNAlexNet(**IMAGENET, hidden=0), "model.hidden=0: "),
+        (lambda: QNNAlexNet(**IMAGENET, hidden=-4), "model.hidden=-4: "),
         (lambda: SVHNNet(**CIFAR), "32x32 are too small"),
         (lambda: SVHNNet(input_shape=(3, 40, 40), num_classes=10, dropout=1.0), "dropout=1.0"),
         (lambda: AlexNetBN(**CIFAR), "32x32 are too small"),
