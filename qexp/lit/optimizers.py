@@ -19,7 +19,7 @@ UpdateScale = Literal["none", "fan", "fan_power_of_two"]
 """A factor on every weight's update: none, or 1 / Glorot's coefficient, as it is or as a power of two."""
 
 Decay = Literal["weights", "all"]
-"""What weight decay acts on: the weights of convolutions and linear layers, or biases and normalization too."""
+"""What weight decay acts on: the weights of convolutions and linear layers, or biases, normalization and embeddings too."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def parameter_groups(network: nn.Module) -> list[Group]:
     """Sort the trained parameters of `network`: each is in one group, however often it is shared.
 
     A quantizer's groups come from its `parameter_groups()`; weights are the tensors called `weight` of more than
-    one axis (as the public script of PACT's ResNet20 decays `.*/W` only); the others are biases and normalization.
+    one axis (as the public script of PACT's ResNet20 decays `.*/W` only); the others are biases, normalization and
+    embeddings, whose rows are looked up, so that they have no fan.
     """
     seen: set[int] = set()
 
@@ -61,8 +62,15 @@ def parameter_groups(network: nn.Module) -> list[Group]:
 
 
 def _own_parameters(network: nn.Module) -> Iterator[tuple[bool, nn.Parameter]]:
+    """Yield (is a weight, parameter). An embedding's table is none, unless a layer has it for its weight."""
+    tables: set[int] = set()
+    of_layers: set[int] = set()
+    for module in network.modules():
+        owners = tables if isinstance(module, nn.Embedding) else of_layers
+        owners.update(id(parameter) for parameter in module.parameters(recurse=False))
     for name, parameter in network.named_parameters():
-        yield name.rpartition(".")[2] == "weight" and parameter.ndim > 1, parameter
+        is_weight = name.rpartition(".")[2] == "weight" and parameter.ndim > 1
+        yield is_weight and id(parameter) not in tables - of_layers, parameter
 
 
 def _merged(groups: Sequence[Group]) -> list[Group]:

@@ -60,6 +60,20 @@ def test_decay_all_reaches_biases_and_normalization_but_no_alpha():
     assert decay[id(net[2].alpha)] == 0.0
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_is_no_weight_unless_it_is_a_layers_too(tied: bool):
+    net = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "decoder": nn.Linear(4, 9)})
+    if tied:
+        net["decoder"].weight = net["embedding"].weight
+    groups = optimizers.parameter_groups(net)
+    settings = optimizers.adam(groups, lr=0.1, weight_decay=1e-4, update_scale="fan").param_groups
+    seen = {id(p): (group["weight_decay"], group["lr"] / 0.1) for group in settings for p in group["params"]}
+    as_a_weight = (1e-4, pytest.approx((13 / 1.5) ** 0.5))
+    assert seen[id(net["decoder"].weight)] == as_a_weight
+    assert seen[id(net["embedding"].weight)] == (as_a_weight if tied else (0.0, pytest.approx(1.0)))
+    assert seen[id(net["decoder"].bias)] == (0.0, pytest.approx(1.0))
+
+
 def test_nesterovs_momentum_looks_one_step_ahead():
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     optimizer = optimizers.sgd([optimizers.Group("weights", (weight,))], lr=0.5, momentum=0.5, nesterov=True)
