@@ -13,6 +13,7 @@ from qexp.build import locate
 from qexp.calibration import VERSIONS
 from qexp.config import PLAIN_ROUNDING, Config, LayerSetting
 from qexp.later import without_later
+from qexp.ops import VERSIONS as OPS_VERSIONS
 
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
@@ -50,11 +51,23 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
     }
     if config.normalization is not None:
         content |= {"normalization": config.normalization}
+    if versions := _ops_versions(config):
+        content |= {"versions": versions}
     if config.calibration is not None:
         content |= {"calibration": _calibration(config)}
     else:
         content |= _training(config, compiled)
     return dict(canonical(content))
+
+
+def _ops_versions(config: Config) -> dict[str, int]:
+    """Return the versions of `qexp.ops` that act, but for first ones (see `_stage_versions`)."""
+    acting = {
+        "shift_norm": config.normalization is not None,
+        f"{config.gradient_form}_gradient": config.gradient_bits is not None,
+        "shift_adamax": config.calibration is None and config.optimizer["_target_"].endswith(".shift_adamax"),
+    }
+    return {name: OPS_VERSIONS[name] for name, acts in acting.items() if acts and OPS_VERSIONS[name] > 1}
 
 
 def _training(config: Config, compiled: bool | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from qexp.calibration import VERSIONS
 from qexp.calibration.observers import TopK
 from qexp.config import Config, parse
 from qexp.identity import canonical, digest, identity, run_id
+from qexp.ops import VERSIONS as OPS_VERSIONS
 
 from .composing import compose, parsed
 
@@ -257,6 +258,24 @@ def test_new_maths_of_a_stage_names_the_runs_it_acts_on_anew(monkeypatch: pytest
     assert identity(corrected, DIGESTS)["calibration"]["versions"] == {"bias_correction": 2}
     monkeypatch.setattr(TopK, "version", 3)
     assert identity(plain, DIGESTS)["calibration"]["versions"] == {"observer": 3}
+
+
+def test_new_maths_beside_the_quantizers_names_its_runs_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> list[str]:
+        words = ("normalization=shift", "optimizer=shift_adamax", "gradient_bits=6", "gradient_form=log")
+        return [
+            *(name(parsed(word)) for word in words[:3]),
+            name(parsed(*words[2:])),
+            name(parsed("optimizer=adam")),
+        ]
+
+    before = names()
+    assert "versions" not in identity(parsed("normalization=shift", "gradient_bits=6"), DIGESTS)
+    for place, changed in enumerate(("shift_norm", "shift_adamax", "dorefa_gradient", "log_gradient")):
+        with monkeypatch.context() as now:
+            now.setitem(OPS_VERSIONS, changed, 2)
+            moved = [was != is_now for was, is_now in zip(before, names(), strict=True)]
+            assert moved == [number == place for number in range(5)]
 
 
 def test_widths_that_a_method_does_not_use_are_not_in_the_name() -> None:

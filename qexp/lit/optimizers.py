@@ -19,7 +19,7 @@ UpdateScale = Literal["none", "fan", "fan_power_of_two"]
 """A factor on every weight's update: none, or 1 / Glorot's coefficient, as it is or as a power of two."""
 
 Decay = Literal["weights", "all"]
-"""What weight decay acts on: the weights of convolutions and linear layers, or biases, normalization and embeddings too."""
+"""What weight decay acts on: the weights of convolutions and linear layers, or what is no quantizer's at all."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from qexp.errors import ConfigError
 from qexp.layers.normalization import ShiftBatchNorm, shifted
 from qexp.models.mlp import MLP
 from qexp.models.qnn import QNNMLP
-from qexp.ops import powers
+from qexp.ops import VERSIONS, powers
+
+from ..golden import check
+
+FILE = Path(__file__).with_name("golden.json")
 
 
 def ap2(x: float) -> float:
@@ -193,3 +198,22 @@ def test_a_trained_batch_norm_is_taken_over(kind: str) -> None:
     norm = shifted(trained, kind)[0].eval()
     assert isinstance(norm, ShiftBatchNorm)
     assert 0.7 < norm(x).std().item() < 1.5
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_the_numbers_are_those_of_this_version(authors: bool) -> None:
+    norm = nn.BatchNorm2d(3, eps=1e-3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.2, -0.3, 0.7]))
+        norm.bias.copy_(torch.tensor([0.1, 0.0, -2.0]))
+    module = ShiftBatchNorm(norm, authors)
+    places = torch.arange(36.0).reshape(4, 3, 3, 1)
+    x = (3 * torch.sin(1.7 * places) + torch.tensor([0.0, 5.0, -1.0])[:, None, None]).requires_grad_()
+    y = module(x)
+    y.backward(torch.cos(0.9 * places))
+    tensors = {
+        "value": y.detach(), "x": x.grad, "gain": norm.weight.grad, "shift": norm.bias.grad,
+        "mean": module.running_mean, "variance": module.running_var, "evaluation": module.eval()(x).detach(),
+    }  # fmt: skip
+    key = f"shift_norm@{VERSIONS['shift_norm']}, authors={authors}"
+    check(FILE, key, {name: value.flatten().tolist() for name, value in tensors.items()})

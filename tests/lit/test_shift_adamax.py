@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from torch import nn
 from qexp.errors import ConfigError
 from qexp.lit import optimizers
 from qexp.lit.losses import refuse_smoothing, squared_hinge
-from qexp.ops import powers
+from qexp.ops import VERSIONS, powers
+
+from ..golden import check
+
+FILE = Path(__file__).with_name("golden.json")
 
 
 def ap2(x: float) -> float:
@@ -103,6 +108,18 @@ def test_in_few_passes_it_is_bit_for_bit_the_plain_formula(
         rate = 2.0**-6 * ap2(1 - first) if variant == "paper" else ap2(2**-6 / (1 - first**step))
         former_step(variant, expected, m, v, scale * rate)
         torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors"])
+def test_the_numbers_are_those_of_this_version(variant: str) -> None:
+    weight = nn.Parameter(torch.linspace(-1.0, 1.0, 6).reshape(2, 3))
+    optimizer = optimizers.shift_adamax([optimizers.Group("weights", (weight,))], lr=2**-4, variant=variant)  # type: ignore[arg-type]
+    now = {}
+    for step in range(1, 6):
+        weight.grad = torch.tensor([[0.3, -2.1, 0.0], [1e-3, 5.3, -0.7]]) * (1 - 0.3 * step)
+        optimizer.step()
+        now[f"step {step}"] = weight.flatten().tolist()
+    check(FILE, f"shift_adamax@{VERSIONS['shift_adamax']}, {variant}", now)
 
 
 def test_updates_are_powers_of_two_of_the_mean() -> None:

@@ -1,4 +1,4 @@
-"""The numbers of every rounding and of what is around it, kept by the version of its maths."""
+"""The numbers of every rounding, of what is around it and of quantized gradients, by their maths' version."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 import yaml
 
 from qexp.build import build, locate
+from qexp.ops import VERSIONS
+from qexp.ops.gradients import dorefa_gradient, log_gradient
 from qexp.ops.rounding import TrainedRounding, ste
 from qexp.paths import config_dir
 
-from ..golden import REWRITE, asked, recorded, seven_digits, write
+from ..golden import check
 
 FILE = Path(__file__).with_name("golden.json")
 # No two alike, none next to a tie.
@@ -56,15 +58,13 @@ def numbers(node: dict[str, Any]) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize(("key", "node"), nodes().items(), ids=nodes())
 def test_the_numbers_are_those_of_this_version(key: str, node: dict[str, Any]) -> None:
-    known, now = recorded(FILE), numbers(node)
-    if asked() and key not in known:
-        known[key] = {name: seven_digits(values) for name, values in now.items()}
-        write(FILE, known)
-    assert key in known, (
-        f"{FILE.name} holds no numbers of {key}: {REWRITE}=1 python -m pytest tests/ops/test_golden.py"
-    )
-    assert now.keys() == known[key].keys()
-    for name, values in now.items():
-        assert values == pytest.approx(known[key][name], rel=2e-5, abs=2e-6), (
-            f"{key} moved. Finished runs carry this version in their identity: raise it, or find what changed."
-        )
+    check(FILE, key, numbers(node))
+
+
+@pytest.mark.parametrize("form", ["dorefa", "log"])
+def test_the_gradients_numbers_are_those_of_this_version(form: str) -> None:
+    quantize = {"dorefa": dorefa_gradient, "log": log_gradient}[form]
+    gradient = torch.tensor(X).reshape(3, 5) * torch.tensor([[1.0], [0.0123], [0.0]])
+    noise = torch.linspace(-0.47, 0.49, 15).reshape(5, 3).T
+    now = {f"{bits} bits": quantize(gradient, bits, noise).flatten().tolist() for bits in (2, 4, 6, 8)}
+    check(FILE, f"{form}_gradient@{VERSIONS[f'{form}_gradient']}", now)

@@ -27,6 +27,8 @@ SITES = {
 # No two alike, none next to a tie of any grid, on both sides of alpha = 1.5.
 INPUT = [-2.93, -1.71, -1.23, -0.82, -0.55, -0.31, -0.12, -0.043, 0.021, 0.087, 0.16, 0.28, 0.39, 0.47]
 INPUT += [0.68, 0.91, 1.13, 1.37, 1.62, 2.04, 3.19]
+SWITCHES = {"qexp.quantizers.qnn_linear.LinearWeight": {"reach": 1.25}}
+"""What a class has maths for beside its own file's settings."""
 
 
 def quantizers() -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -48,6 +50,8 @@ def quantizers() -> Iterator[tuple[str, dict[str, Any], str]]:
                 if (key, role) not in seen:
                     seen.add((key, role))
                     yield key, node, role
+                    for switch, value in SWITCHES.get(node["_target_"], {}).items():
+                        yield f"{key}, {switch}={value}", {**node, switch: value}, role
 
 
 def _is_own(path: Path, method: dict[str, Any]) -> bool:
