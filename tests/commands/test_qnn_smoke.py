@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SMALL = ["budget=smoke", "epochs=1", "logger=none", "trainer.threads=1", "trainer.compile=false", "seed=0"]
-EXPERIMENTS = {"table1": 10, "gradients": 7, "shift": 12, "stochastic": 4, "imagenet": 8}
+EXPERIMENTS = {"table1": 10, "gradients": 7, "shift": 12, "stochastic": 4, "imagenet": 11}
 
 
 @pytest.mark.long

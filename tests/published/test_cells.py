@@ -124,6 +124,14 @@ def test_the_recipes_of_the_papers_are_known_as_far_as_the_sheets_know_them() ->
     )
 
 
+def test_the_imagenet_rows_of_methods_that_qexp_has_take_their_runs() -> None:
+    shown_alone = {
+        cell.row for name in ("imagenet", "imagenet_top5") for cell in load_artefact(f"qnn/{name}").cells
+        if not cell.keys
+    }  # fmt: skip
+    assert shown_alone == {"Binary (BNN, earlier)", "Deep Compression", "Gysel et al., 2 bits"}
+
+
 def test_a_figures_reading_is_no_spread() -> None:
     """The values of one figure, as the sheets say how well they were read."""
     known = {name: load_artefact(name) for name in artefact_names()}
