@@ -121,12 +121,13 @@ def narrowed(grids: Sequence[Grid], typed: Grid) -> list[Grid]:
     that lists none of the typed values is left out. Values that no grid lists are run by those that stay; where
     none would, they take the place of what was listed, but not of one grid's own `null`, which says that it goes
     without. Grids that do not list the key get what was typed, where it means something to them; `left_out` says
-    which jobs are without it. Options are chosen before their settings.
+    which jobs are without it.
 
     >>> narrowed([{"quantizer": ["none"]}, {"quantizer": ["pact"], "bits": ["2", "4"]}], {"bits": ["4"]})
     [{'quantizer': ['none']}, {'quantizer': ['pact'], 'bits': ['4']}]
     """
-    for key, wanted in sorted(typed.items(), key=lambda item: "." in item[0]):
+    new = [key for key in typed if not any(key in grid for grid in grids)]
+    for key, wanted in sorted(typed.items(), key=lambda item: "." in item[0]):  # options before their settings
         listing = [grid for grid in grids if key in grid]
         listed = {value for grid in listing for value in grid[key]}
         picks = bool(listed.intersection(wanted))
@@ -141,7 +142,11 @@ def narrowed(grids: Sequence[Grid], typed: Grid) -> list[Grid]:
             elif chosen := _chosen(grid[key], wanted, listed):
                 found.append({**grid, key: chosen})
         grids = found
-    return list(grids)
+    # What is new comes last, in the order in which it was typed.
+    return [
+        {key: grid[key] for key in [*(key for key in grid if key not in new), *new] if key in grid}
+        for grid in grids
+    ]
 
 
 def _has(grid: Grid, key: str, listing: Sequence[Grid]) -> bool:

@@ -86,11 +86,7 @@ def test_every_matrix_gets_its_weights_and_its_input_quantized() -> None:
     assert all(layer.weight_bits == layer.activation_bits == 3 for layer in plan.layers)
     assert all(layer.input is not None and layer.input.site.signed for layer in plan.layers)
     hidden = plan.layers[1]
-    assert (hidden.kind, hidden.input_shape, hidden.output_shape) == (
-        "Recurrence",
-        (STEPS, UNITS),
-        (STEPS, 4 * UNITS),
-    )
+    assert (hidden.kind, hidden.calls) == ("Recurrence", [((STEPS, UNITS), (STEPS, 4 * UNITS))])
     assert hidden.input is not None and hidden.input.site.shape == (UNITS,)
     assert plan.float_modules == [("embedding", "Embedding")]
 

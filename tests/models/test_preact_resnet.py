@@ -88,8 +88,9 @@ def test_each_activation_has_an_alpha_and_shortcuts_share_that_of_their_branch(p
 def test_multiply_accumulates(planned: tuple[int, Plan]) -> None:
     depth, plan = planned
     macs = sum(
-        (linear_macs if layer.kind == "Linear" else convolution_macs)(layer.weight_shape, layer.output_shape)
+        (linear_macs if layer.kind == "Linear" else convolution_macs)(layer.weight_shape, made)
         for layer in plan.layers
+        for _, made in layer.calls
     )
     assert macs == {18: 1_814_073_344, 50: 4_089_184_256}[depth]
 
