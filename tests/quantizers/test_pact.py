@@ -193,9 +193,12 @@ def test_each_channels_alpha_starts_from_its_own_values():
 
 def test_what_starts_alpha_is_what_the_nonlinearity_lets_through():
     x = 10 * torch.rand(4, 3, 4, 4)
-    quantizer = PACT(4, Site("act", "activation", (3, 4, 4), end=6.0), alpha="mse")
-    quantizer.calibrate(x)
-    assert 5.5 < quantizer.alpha.item() <= 6.0
+    alphas = []
+    for values in (x, x.clamp(max=6.0)):
+        quantizer = PACT(4, Site("act", "activation", (3, 4, 4), end=6.0), alpha="mse")
+        quantizer.calibrate(values)
+        alphas.append(quantizer.alpha.item())
+    assert 5.5 < alphas[0] == alphas[1] < 6.5  # with 6 as the last level, or as the last but one: 6 * 15 / 14
     unrounded = PACT(32, ACTIVATION, alpha="mse")
     unrounded.calibrate(x)
     assert unrounded.alpha.item() == x.max()
