@@ -30,8 +30,8 @@ class LayerRow:
 
     `stored_activation_bits` are those that an input takes in memory; `macs` count every call, and `products` is
     how many products each of them takes; `bit_operations` counts a float operand as 32 bits; `weight_bytes` is the
-    packed size of the weights alone;
-    `quantized_before` names the ReLUs before its own input quantizer that are quantized already.
+    packed size of the weights alone; `quantized_before` names the ReLUs before its own input quantizer that are
+    quantized already.
     """
 
     name: str

@@ -59,17 +59,13 @@ def test_what_is_not_proved_is_not_saved(way: str, tmp_path: Path, monkeypatch: 
     assert not file.exists()
 
 
-def test_a_folder_in_the_place_of_the_file_is_said_before_the_proof(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [(".", ": that is a folder; name a file in it"), ("nowhere/packed", "packed: there is no folder ")],
+)
+def test_a_place_that_takes_no_file_is_said_before_the_proof(
+    place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed, "prove", None)
-    with pytest.raises(ConfigError, match=r"^engine\.save=.*: that is a folder; name a file in it"):
-        evaluate(f"engine.save={tmp_path}")
-
-
-def test_a_folder_that_is_not_there_is_said_before_the_proof(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packed, "prove", None)
-    with pytest.raises(ConfigError, match=r"^engine\.save=.*packed: there is no folder "):
-        evaluate(f"engine.save={tmp_path / 'nowhere' / 'packed'}")
+    with pytest.raises(ConfigError, match=rf"^engine\.save=.*{said}"):
+        evaluate(f"engine.save={tmp_path / place}")
