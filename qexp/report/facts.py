@@ -239,6 +239,7 @@ def facts(run: Run) -> Facts:
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**_started(run, recipe), **trained}
     if not is_float:
         recipe |= {"first_last": rule, **_versions(run.identity)}
+    recipe |= _later("ops.versions", _node(run.identity, "versions"))  # of what a float network may have, too
     if digest := (run.result or {}).get("data_digest"):
         recipe["data_digest"] = digest
     return Facts(
@@ -263,11 +264,15 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     {'versions.x.LGLSQ': 2, 'versions.relu.x.LSQ': 2}
     """
     quantization, stages = _node(identity, "quantization"), _node(_node(identity, "calibration"), "versions")
-    every = [("calibration.versions", stages)]
+    later = _later("calibration.versions", stages)
     for key in quantization:
         if key.endswith("versions"):  # `versions`, and those of what only some runs have: `relu_versions`
-            every.append((f"versions.{key.removesuffix('versions')}".rstrip("._"), _node(quantization, key)))
-    return {f"{name}.{of}": found[of] for name, found in every for of in found if found[of] != 1}
+            later |= _later(f"versions.{key.removesuffix('versions')}".rstrip("._"), _node(quantization, key))
+    return later
+
+
+def _later(name: str, versions: Mapping[str, Any]) -> dict[str, int]:
+    return {f"{name}.{of}": version for of, version in versions.items() if version != 1}
 
 
 def _trained(config: Mapping[str, Any]) -> dict[str, Any]:

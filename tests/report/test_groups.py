@@ -371,3 +371,12 @@ def test_what_is_computed_from_a_result(make_run: Callable[..., Path], tmp_path:
     (run,) = find_runs(tmp_path)
     found = metrics_of(facts(run))
     assert [found[name] for name in ("epoch_seconds", "alpha_lowest", "alpha_highest")] == [2.0, 0.9, 1.5]
+
+
+def test_another_version_of_shift_based_batch_norm_is_another_row_of_float_networks_too() -> None:
+    ran = [
+        facts(Run(RECORD, "done", compose("quantizer=none"), {}, None, {}, identity=identity))
+        for identity in ({}, {"versions": {"shift_norm": 1}}, {"versions": {"shift_norm": 2}})
+    ]
+    assert ran[0].recipe == ran[1].recipe
+    assert ran[2].recipe == ran[0].recipe | {"ops.versions.shift_norm": 2}
