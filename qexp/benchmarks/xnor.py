@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from qexp.benchmarks.measure import Measure, in_turns, milliseconds, ratios, spread
 from qexp.benchmarks.steps import finishing
 from qexp.convert import quantize_model
+from qexp.errors import ConfigError
 from qexp.graph.plan import make_plan
 from qexp.graph.scheme import Method, Scheme, Widths
 from qexp.layers.quantized import float_output
 from qexp.models.qnn import QNNMLP, QNNConvNet
 from qexp.published import Artefact, load_artefact
 from qexp.quantizers.qnn_binary import BinaryActivation, BinaryWeight
-from qexp.xnor import triton_kernel
 from qexp.xnor.engine import Engine, make_engine
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.layers import IntegerLayer
-from qexp.xnor.packing import pack_bits, pack_planes
-from qexp.xnor.product import NativeProduct, linear_geometry
+from qexp.xnor.packing import pack_planes
+from qexp.xnor.product import NativeProduct, TorchProduct, linear_geometry
+from qexp.xnor.triton_kernel import TritonProduct
 
 SIDE, FIGURE_SIDE = 4096, 8192
 """Of the matrices of the topic `xnor`, and of the paper's figure."""
@@ -48,7 +49,7 @@ def measures(rounds: int) -> Iterator[Measure]:
         yield from _compared(f"MNIST MLP, batch {BATCH}", _mlp(product, BATCH), rounds, None, NETWORK_RATIO)
         yield from _convnet(product, rounds)
         if torch.cuda.is_available():
-            yield from _on_gpu(SIDE, rounds, "xnor")
+            yield from _on_gpu(SIDE, BATCH, rounds, "xnor")
 
 
 def kernels(rounds: int) -> Iterator[Measure]:
@@ -72,7 +73,7 @@ def kernels(rounds: int) -> Iterator[Measure]:
             (found,) = _compared(column, works, rounds, operations, topic="kernels")
             yield replace(found, basis=f"{found.basis}; published, on a GPU: {_published(figure, column):.2f}")
         if torch.cuda.is_available():
-            yield from _on_gpu(FIGURE_SIDE, rounds, "kernels")
+            yield from _on_gpu(FIGURE_SIDE, FIGURE_BATCH, rounds, "kernels")
 
 
 def _published(figure: Artefact, column: str) -> float:
@@ -105,10 +106,10 @@ def _compared(
         yield Measure(topic, f"{what}, {name} / packed", found, kept, "{:.1f}", at_least=True, basis=basis)
 
 
-def _product(product: NativeProduct, side: int) -> Works:
-    left, right = torch.randn(side, side), torch.randn(side, side)
+def _product(product: TorchProduct, side: int) -> Works:
+    left, right = torch.randn(2, side, side, device=product.device)
     weight = product.weight(pack_planes((right >= 0).unsqueeze(1), 1), side, 1)
-    base = torch.full((1, side), side, dtype=torch.int32)
+    base = torch.full((1, side), side, dtype=torch.int32, device=product.device)
     geometry = linear_geometry(side)
     turned, half = right.t().contiguous(), (left.bfloat16(), right.t().contiguous().bfloat16())
     signs = [torch.where(each >= 0, 1, -1).to(torch.int8) for each in (left, turned)]
@@ -120,36 +121,36 @@ def _product(product: NativeProduct, side: int) -> Works:
     }
 
 
-def _on_gpu(
-    side: int, rounds: int, topic: str, device: str = "cuda", tiles: Callable[..., Tensor] = triton_kernel.product
-) -> Iterator[Measure]:
-    """The Triton kernel beside the GPU's own products, the packing of one operand included."""
-    left, right = torch.randn(2, side, side, device=device)
-    weight, half = pack_bits(right >= 0), (left.bfloat16(), right.bfloat16())
-    works: Works = {
-        "packed": lambda: tiles(pack_bits(left >= 0), weight, side),
-        "float32": lambda: left @ right.t(),
-        "bfloat16": lambda: half[0] @ half[1].t(),
-    }
+def _on_gpu(side: int, batch: int, rounds: int, topic: str, device: str = "cuda") -> Iterator[Measure]:
+    """The Triton kernel beside the GPU's own products, the packing of activations included."""
     what = f"{side}^3 product on the GPU"
-    yield from _compared(what, works, rounds, 2 * side**3, topic=topic, finish=finishing(torch.device(device)))
+    try:
+        product = TritonProduct(device)
+    except ConfigError as error:
+        yield Measure(topic, f"{what}, float32 / packed", None, basis=str(error))
+        return
+    finish = finishing(product.device)
+    yield from _compared(what, _product(product, side), rounds, 2 * side**3, topic=topic, finish=finish)
+    what = f"MNIST MLP on the GPU, batch {batch}"
+    yield from _compared(what, _mlp(product, batch), rounds, topic=topic, finish=finish)
 
 
-def _binary(network: nn.Module, shape: tuple[int, int, int], product: NativeProduct) -> Engine:
+def _binary(network: nn.Module, shape: tuple[int, int, int], product: TorchProduct) -> Engine:
     """Return a network with binary weights and activations, 8-bit images, on packed bits."""
     one, method = Widths(1, 1), Method("qnn_binary", BinaryWeight, BinaryActivation)
     scheme = Scheme(method, one, Widths(1, 8), one, input_range=((-1.0,), (1.0,)))
     return make_engine(quantize_model(make_plan(network, scheme, shape)).eval(), product)
 
 
-def _mlp(product: NativeProduct, batch: int) -> Works:
+def _mlp(product: TorchProduct, batch: int) -> Works:
     """The whole network as `qexp eval engine=xnor` runs it, from images to scores."""
     shape = (1, 28, 28)
 
     def network() -> nn.Module:
         return QNNMLP(input_shape=shape, num_classes=10, hidden=HIDDEN).eval()
 
-    return _against(_binary(network(), shape, product).fused, network, _images(batch, shape))
+    images = _images(batch, shape).to(product.device)
+    return _against(_binary(network(), shape, product).fused, network, images)
 
 
 def _convnet(product: NativeProduct, rounds: int) -> Iterator[Measure]:
@@ -201,7 +202,8 @@ def _layer(layer: IntegerLayer, x: Tensor) -> Works:
 
 
 def _against(packed: Callable[[Tensor], Tensor], network: Callable[[], nn.Module], images: Tensor) -> Works:
-    model, half, half_images = network(), network().bfloat16(), images.bfloat16()
+    model, half = network().to(images.device), network().to(images.device).bfloat16()
+    half_images = images.bfloat16()
     return {
         "packed": lambda: packed(images),
         "float32": lambda: model(images),

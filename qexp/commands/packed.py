@@ -11,9 +11,15 @@ from qexp.commands.network import refuse_text
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError, TrainingError
-from qexp.lit.evaluate import batches_of, evaluate
+from qexp.lit.evaluate import batches_of, device_of, evaluate, float32
 from qexp.xnor.checkpoint import Sizes, load_packed, save_packed, take_over
 from qexp.xnor.engine import Engine, Proof, make_engine, products, prove
+
+PRODUCTS = {
+    "native": "xor and popcount in C++",
+    "triton": "xor and popcount in Triton",
+    "torch": "torch, no kernel",
+}
 
 
 def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> dict[str, float]:
@@ -36,17 +42,21 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
         packed = load_packed(Path(config.engine.load))
         take_over(network, packed, Path(config.engine.load))
         weights = packed.weights
-    engine = make_engine(network, products(print), weights)
+    engine = make_engine(network, products(print, device_of(config)), weights)
     _refuse(engine, fallback=config.engine.fallback)
-    _require_proof(engine, None if weights else network.cpu(), source, config.eval.split)
+    device = engine.product.device
+    _require_proof(engine, None if weights else network.to(device), source, config.eval.split)
     if config.engine.save is not None:
-        print(size_lines(save_packed(Path(config.engine.save), network, engine.layers)))
-    cpu = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, device="cpu"))
-    return evaluate(engine.fused, source, cpu, config.eval.split)
+        print(size_lines(save_packed(Path(config.engine.save), network.cpu(), engine.layers)))
+    if device.type == "cpu":
+        config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, device="cpu"))
+    return evaluate(engine.fused, source, config, config.eval.split)
 
 
 def _require_proof(engine: Engine, network: nn.Module | None, source: DataSource, split: str) -> None:
-    proof = prove(engine, network, batches_of(source, split, "cpu", channels_last=False))
+    device = engine.product.device
+    with float32(device):
+        proof = prove(engine, network, batches_of(source, split, device, channels_last=False))
     print("\n".join(proof_lines(engine, proof)))
     if not proof.holds:
         where = ", ".join(proof.broken) or "the scores"
@@ -85,8 +95,7 @@ def _refuse(engine: Engine, *, fallback: bool) -> None:
 
 def proof_lines(engine: Engine, proof: Proof) -> list[str]:
     """Return what was compared, a line for each layer, then the whole network."""
-    kind = {"native": "xor and popcount in C++", "torch": "torch, no kernel"}[engine.product.name]
-    lines = [f"packed engine: {kind}; {len(engine.layers)} layers on bits"]
+    lines = [f"packed engine: {PRODUCTS[engine.product.name]}; {len(engine.layers)} layers on bits"]
     width = max(len(layer.name) for layer in engine.layers)
     none = [0] * len(engine.layers)
     counts = zip(proof.accumulators, proof.weights or none, proof.outputs or none, strict=True)

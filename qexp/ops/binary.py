@@ -77,7 +77,8 @@ class _Windowed(torch.autograd.Function):
 def _above(window: float, dtype: torch.dtype) -> float:
     """Return the next number above `window`: in float64, or in float32, in which narrower ones are compared."""
     wide = torch.promote_types(dtype, torch.float32)
-    return torch.nextafter(torch.tensor(window, dtype=wide), torch.tensor(math.inf, dtype=wide)).item()
+    low, high = torch.tensor([window, math.inf], dtype=wide, device="cpu")
+    return torch.nextafter(low, high).item()
 
 
 def inside(x: Tensor, window: float | None = 1.0) -> Tensor:

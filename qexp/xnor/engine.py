@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,7 @@ from qexp.xnor.fusion import called, fused
 from qexp.xnor.grids import Grid, grid_of, one_step
 from qexp.xnor.layers import IntegerLayer, Mode
 from qexp.xnor.product import NativeProduct, TorchProduct
+from qexp.xnor.triton_kernel import TritonProduct
 
 
 @dataclass
@@ -48,8 +49,16 @@ class Engine:
             layer.mode = mode
 
 
-def products(say: Callable[[str], None]) -> TorchProduct:
-    """Return the C++ kernel's products; where it cannot be built torch's, and say why."""
+def products(say: Callable[[str], None], device: torch.device | None = None) -> TorchProduct:
+    """Return the products for a device: on a GPU the Triton kernel's, else the C++ kernel's, else torch's.
+
+    The last two are on the CPU, whatever the device. Why it is not the first that fits is said.
+    """
+    if device is not None and device.type == "cuda":
+        try:
+            return TritonProduct(device)
+        except ConfigError as error:
+            say(f"{error} Here products are taken on the CPU.")
     try:
         return NativeProduct(native())
     except NoCompilerError as error:
@@ -60,7 +69,7 @@ def products(say: Callable[[str], None]) -> TorchProduct:
 def make_engine(
     network: nn.Module, product: TorchProduct, weights: Mapping[str, tuple[Grid, Tensor]] | None = None
 ) -> Engine:
-    """Return a copy of a quantized network with every layer that can be on integers.
+    """Return a copy of a quantized network, on the product's device, with every layer that can be on integers.
 
     Args:
         weights: grids and codes by layer, of a packed checkpoint; None: the network's own.
@@ -68,7 +77,7 @@ def make_engine(
     Raises:
         ConfigError: the network has no graph (nothing of it is quantized).
     """
-    graph = _evaluated(network)
+    graph = _evaluated(network).to(product.device)
     engine = Engine(graph, graph, [], product)
     for node, layer in _layers(graph):
         name = str(node.target)
@@ -76,7 +85,8 @@ def make_engine(
             if not isinstance(layer, QuantConv2d | QuantLinear):
                 raise ConfigError("its weights are float")
             grid = _input_grid(graph, node, layer)
-            made = IntegerLayer(name, layer, grid, product, None if weights is None else weights.get(name))
+            packed = None if weights is None else _placed(weights.get(name), product.device)
+            made = IntegerLayer(name, layer, grid, product, packed)
         except ConfigError as error:
             engine.left.append((name, str(error)))
             continue
@@ -86,13 +96,20 @@ def make_engine(
     return engine
 
 
+def _placed(weight: tuple[Grid, Tensor] | None, device: torch.device) -> tuple[Grid, Tensor] | None:
+    if weight is None:
+        return None
+    grid, codes = weight
+    return replace(grid, half_step=grid.half_step.to(device)), codes.to(device)
+
+
 def _evaluated(network: nn.Module) -> fx.GraphModule:
     """Return a copy in evaluation mode, its graph to be read and rewritten."""
     if isinstance(network, TwoModes):
         network = network.evaluation()
     if not isinstance(network, fx.GraphModule):
         raise ConfigError("engine xnor: nothing of this network is quantized; it runs networks of few bits.")
-    return copy.deepcopy(network).eval().cpu().float()
+    return copy.deepcopy(network).eval().float()
 
 
 def _layers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Conv2d | nn.Linear]]:
@@ -117,7 +134,9 @@ def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | Quant
         raise ConfigError("its input does not come from quantizers alone")
     if any(quantizer.bits == 32 for quantizer in quantizers):
         raise ConfigError("its input is float")
-    first, *others = [one_step(each.codes(torch.zeros(1, *each.site.shape)).codebook) for each in quantizers]
+    place = layer.weight.device
+    zeros = [torch.zeros(1, *each.site.shape, device=place) for each in quantizers]
+    first, *others = [one_step(each.codes(x).codebook) for each, x in zip(quantizers, zeros, strict=True)]
     if not all(torch.equal(first, other) for other in others):
         raise ConfigError(f"its input comes from {len(quantizers)} quantizers whose levels differ")
     grid = grid_of(first)
@@ -190,7 +209,7 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
 
     Args:
         network: the fake-quantized network that `engine` was made from, in evaluation mode; None: it is not there.
-        batches: of (images, labels).
+        batches: of (images, labels), on the engine's device, as `network` is.
 
     Raises:
         ConfigError: the network answers with anything but scores (N, classes, ...); an input is off its grid.

@@ -29,7 +29,7 @@ def limits_of(layer: IntegerLayer, after: nn.Module) -> Limits:
         after: monotone in each channel (batch norm of any kind, dropout), in evaluation mode.
     """
     bound = layer.bound
-    low = torch.full((layer.weight.outputs,), -bound, dtype=torch.int64)
+    low = torch.full((layer.weight.outputs,), -bound, dtype=torch.int64, device=layer.scale.device)
     high = torch.full_like(low, bound)
 
     def positive(sums: Tensor) -> Tensor:

@@ -177,9 +177,9 @@ class IntegerLayer(nn.Module):
     def _proved(self, x: Tensor, geometry: Geometry) -> Tensor:
         values = self._quantized(x)
         codes = self.grid.codes(values)
-        off = (self.grid.values(codes) - values).abs().max() if x.numel() else torch.zeros(())
+        off = float((self.grid.values(codes) - values).abs().max()) if x.numel() else 0.0
         outside = bool((codes < 0).any() or (codes > self.grid.levels - 1).any())
-        if outside or not float(off) <= 4 * ROUNDED * float(self.grid.reach):
+        if outside or not off <= 4 * ROUNDED * float(self.grid.reach):
             numbers = bool(values.isfinite().all())
             what = "values that its quantizer does not make" if numbers else "no numbers (NaN)"
             raise ConfigError(f"engine xnor: {self.name}: its input holds {what}.")
@@ -191,13 +191,14 @@ class IntegerLayer(nn.Module):
     def reference(self, codes: Tensor, geometry: Geometry) -> Tensor:
         """Return the accumulators by a float convolution of integers, exact: float32 below 2^24, else float64.
 
-        In the kernel's order in memory: a float layer behind it adds in that order, and two would round apart.
+        On a GPU always float64, rounded: its float32 convolutions may be sums of transformed parts. In the
+        kernel's order in memory: a float layer behind it adds in that order, and two would round apart.
         """
-        dtype = torch.float32 if self.bound < EXACT_FLOAT32 else torch.float64
+        dtype = torch.float32 if self.bound < EXACT_FLOAT32 and codes.device.type == "cpu" else torch.float64
         integers, weight = self.grid.integers(codes).to(dtype), self.integers.to(dtype)
         if isinstance(self.layer, nn.Conv2d):
             sums = geometry.convolve(integers, weight)
-            return sums.to(torch.int32, memory_format=torch.channels_last)
+            return sums.round().to(torch.int32, memory_format=torch.channels_last)
         return F.linear(integers, weight.flatten(1)).to(torch.int32)
 
     def rescaled(self, sums: Tensor, geometry: Geometry) -> Tensor:
@@ -230,16 +231,16 @@ class IntegerLayer(nn.Module):
 
     def _inside(self, geometry: Geometry, weight: Tensor) -> Tensor:
         """Return the sum of the weights that lie on the image at each position: (1, out, H', W')."""
-        ones = torch.ones(1, 1, geometry.height, geometry.width, dtype=torch.float64)
-        return geometry._replace(images=1).convolve(ones, weight.sum(1, keepdim=True))
+        ones = weight.new_ones(1, 1, geometry.height, geometry.width)
+        return geometry._replace(images=1).convolve(ones, weight.sum(1, keepdim=True)).round()
 
     def _input_sums(self, codes: Tensor, geometry: Geometry) -> Tensor:
         """Return the sum of the input's odd numbers under the kernel: int32 (rows, 1)."""
         odd = (2 * codes - (2**self.grid.bits - 1)).double()
         if not isinstance(self.layer, nn.Conv2d):
             return odd.sum(1, keepdim=True).to(torch.int32)
-        ones = torch.ones(1, 1, *self.kernel, dtype=torch.float64)
-        return geometry.convolve(odd.sum(1, keepdim=True), ones).reshape(-1, 1).to(torch.int32)
+        sums = geometry.convolve(odd.sum(1, keepdim=True), odd.new_ones(1, 1, *self.kernel))
+        return sums.round().reshape(-1, 1).to(torch.int32)
 
     def _shaped(self, sums: Tensor, geometry: Geometry) -> Tensor:
         if not isinstance(self.layer, nn.Conv2d):

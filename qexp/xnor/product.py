@@ -1,4 +1,4 @@
-"""The packed product, by the C++ kernel or by torch: the same integers."""
+"""The packed product, by torch, the C++ kernel or, elsewhere, the Triton kernel: the same integers."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ class TorchProduct:
     """Products by float64 convolutions of zeros and ones: exact below 2^53 bits a sum, everywhere, slow."""
 
     name = "torch"
+    device = torch.device("cpu")
+    """Where its operands have to be."""
 
     def weight(self, words: Tensor, channels: int, activation_bits: int) -> PackedWeight:
         """Return weights (planes, out, taps, words) ready for products with activations of so many bits."""
@@ -107,7 +109,7 @@ class TorchProduct:
 
     def mismatches(self, activations: Tensor, weight: PackedWeight, geometry: Geometry) -> Tensor:
         """Return sum over planes i, j of 2^(i + j) popcount(activation i ^ weight j): (rows, out), float64."""
-        g, total = geometry, torch.zeros((), dtype=torch.float64)
+        g, total = geometry, torch.zeros((), dtype=torch.float64, device=activations.device)
         images = unpack_bits(activations, weight.channels).double()
         images = images.reshape(len(images), g.images, g.height, g.width, weight.channels).permute(0, 1, 4, 2, 3)
         kernels = weight.bits().double().transpose(2, 3).unflatten(3, (g.kernel_height, g.kernel_width))
@@ -129,7 +131,7 @@ class TorchProduct:
     ) -> Tensor:
         """Return, packed (1, rows, words), on which side of its channel's limit each sum is."""
         sums = self.sums(activations, weight, geometry, base)
-        return pack_bits((sums >= limits.least) ^ limits.turned).unsqueeze(0)
+        return self.pack(((sums >= limits.least) ^ limits.turned).to(torch.uint8), 1)
 
 
 class NativeProduct(TorchProduct):

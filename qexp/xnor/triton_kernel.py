@@ -1,7 +1,7 @@
-"""The packed product on a GPU, in Triton: tiles of exclusive or and popcount over 32-bit words.
+"""The packed product on a GPU, in Triton: tiles of exclusive or and popcount over 64-bit words.
 
 Importable without triton; what calls it says what is missing. Courbariaux et al. 2016, arXiv 1602.02830,
-section 4, equation 7: there, too, 32 values share a word.
+section 4, equation 7.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from qexp.errors import ConfigError
+from qexp.xnor.packing import words_for
+from qexp.xnor.product import Geometry, PackedWeight, TorchProduct
 
 try:
     import triton
@@ -17,79 +19,148 @@ try:
 except ImportError:  # a torch without it: a CPU build, macOS
     triton = None
 
-ROWS, COLUMNS, WORDS = 64, 64, 8
-"""Of a tile; WORDS words of 32 bits of each row and column are compared at once."""
+ROWS, COLUMNS = 128, 64
+"""Of a tile of sums: with triton's four warps each thread holds 64 of them, which its registers have place for."""
+
+PACKED_ROWS = 32
+"""Rows whose next 64 values are packed at once."""
 
 
-def product(left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Return the product of signs, int32 (rows, columns): count - 2 popcount(left ^ right) for each pair.
-
-    Args:
-        left: bits (rows, words) and `right` (columns, words), int64 on one CUDA device, as `pack_bits` makes them.
-        count: bits in use of each row.
+class TritonProduct(TorchProduct):
+    """Products by the Triton kernel, on a GPU; with TRITON_INTERPRET=1 on a CPU, for tests.
 
     Raises:
-        ConfigError: no triton, no CUDA device, or shapes that do not belong together.
+        ConfigError: triton is not installed.
     """
-    if triton is None:
-        raise ConfigError("engine xnor on a GPU: triton is not installed; `pip install triton`, or take the CPU.")
-    if not (left.is_cuda and right.is_cuda):
-        raise ConfigError("engine xnor on a GPU: both operands have to be on a CUDA device.")
-    if left.shape[1] != right.shape[1] or not 0 < count <= 64 * left.shape[1]:
-        raise ConfigError(f"engine xnor on a GPU: {count} bits in {left.shape[1]} and {right.shape[1]} words.")
-    return tiles(left, right, count)
 
+    name = "triton"
 
-def tiles(left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Return `product` of operands that were looked at; with TRITON_INTERPRET=1 on a CPU, too, for tests."""
-    left, right = (side.contiguous().view(torch.int32) for side in (left, right))
-    rows, columns = len(left), len(right)
-    result = torch.empty(rows, columns, dtype=torch.int32, device=left.device)
-    grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))
-    _tile[grid](left, right, result, rows, columns, left.shape[1], count, ROWS, COLUMNS, WORDS)
-    return result
+    def __init__(self, device: torch.device | str = "cuda") -> None:
+        if triton is None:
+            raise ConfigError("engine xnor on a GPU: triton is not installed; `pip install triton`.")
+        self.device = torch.device(device)
+        self._popcount = self.device.type == "cuda" and torch.version.cuda is not None
+
+    def pack(self, codes: Tensor, planes: int) -> Tensor:
+        """See `TorchProduct`."""
+        return self._packed(codes, planes, signs=False)
+
+    def signs(self, values: Tensor) -> Tensor:
+        """See `TorchProduct`."""
+        return self._packed(values, 1, signs=True)
+
+    def _packed(self, values: Tensor, planes: int, *, signs: bool) -> Tensor:
+        rows, count = values.shape
+        words = words_for(count)
+        result = values.new_empty(planes, rows, words, dtype=torch.int64)
+        if result.numel():
+            grid = (triton.cdiv(rows, PACKED_ROWS), words, planes)
+            _pack[grid](values.contiguous(), result, rows, count, words, signs, PACKED_ROWS)
+        return result
+
+    def sums(self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor) -> Tensor:
+        """See `TorchProduct`.
+
+        Raises:
+            ConfigError: more pixels, or more rows of sums, than 31 bits count.
+        """
+        g = geometry
+        planes, pixels, words = activations.shape
+        rows = g.images * g.out_height * g.out_width
+        if max(rows, pixels) + ROWS >= 2**31:
+            raise ConfigError(f"engine xnor on a GPU: {max(rows, pixels)} pixels at once; take a smaller batch.")
+        result = base.new_empty(rows, weight.outputs)
+        if result.numel():
+            grid = (triton.cdiv(rows, ROWS), triton.cdiv(weight.outputs, COLUMNS))
+            sides = (rows, weight.outputs, words, len(base), planes, len(weight.words), pixels)
+            _tile[grid](activations, weight.words, base, result, *sides, *g[1:], self._popcount, ROWS, COLUMNS)
+        return result
 
 
 # No annotations but triton's own: its compiler reads them, and knows no other names.
 def _tile_body(  # type: ignore[no-untyped-def]
-    left,
-    right,
-    result,
+    activations,
+    weights,
+    base,
+    sums,
     rows,
     columns,
     words,
-    count,
+    base_rows,
+    activation_planes,
+    weight_planes,
+    pixels,
+    height,
+    width,
+    out_height,
+    out_width,
+    kernel_height,
+    kernel_width,
+    stride_height,
+    stride_width,
+    pad_top,
+    pad_left,
+    dilation_height,
+    dilation_width,
+    popcount: tl.constexpr,
     tile_rows: tl.constexpr,
     tile_columns: tl.constexpr,
-    tile_words: tl.constexpr,
 ):
-    """Compute one tile: pointers to packed rows (rows, words), packed columns (columns, words), and the result."""
-    # 64 bits: of two large operands the result's places pass 32.
-    row = (tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)).to(tl.int64)
-    column = (tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)).to(tl.int64)
-    word = tl.arange(0, tile_words)
+    """Compute one tile of sums (rows, columns): base[row % base_rows] - 2 mismatches, as `TorchProduct` has them.
+
+    Pointers to activations (planes, pixels, words), weights (planes, columns, taps, words), base and sums.
+    """
+    row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
+    column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
+    left = row % out_width * stride_width - pad_left
+    top = row // out_width % out_height * stride_height - pad_top
+    image = row // (out_width * out_height)
+    taps = kernel_height * kernel_width
     mismatches = tl.zeros((tile_rows, tile_columns), dtype=tl.int32)
-    for start in range(0, words, tile_words):
-        here = start + word
-        row_mask = (row[:, None] < rows) & (here[None, :] < words)
-        column_mask = (column[:, None] < columns) & (here[None, :] < words)
-        row_words = tl.load(left + row[:, None] * words + here[None, :], row_mask, 0)
-        column_words = tl.load(right + column[:, None] * words + here[None, :], column_mask, 0)
-        different = row_words[:, None, :] ^ column_words[None, :, :]
-        mismatches += tl.sum(_popcount(different), 2)
-    place = result + row[:, None] * columns + column[None, :]
-    tl.store(place, count - 2 * mismatches, (row[:, None] < rows) & (column[None, :] < columns))
+    for plane in range(activation_planes * weight_planes):
+        here, there = plane // weight_planes, plane % weight_planes
+        for tap in range(taps):
+            y = top + tap // kernel_width * dilation_height
+            x = left + tap % kernel_width * dilation_width
+            inside = (row < rows) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            # 64 bits, as for the results' places below: of large operands they pass 32.
+            pixel = here.to(tl.int64) * pixels + (image * height + y) * width + x
+            filter_tap = (there.to(tl.int64) * columns + column) * taps + tap
+            for word in range(words):
+                one = tl.load(activations + pixel * words + word, inside, 0)
+                other = tl.load(weights + filter_tap * words + word, column < columns, 0)
+                mismatches += _set_bits(one[:, None] ^ other[None, :], popcount) << here + there
+    known = (row[:, None] < rows) & (column[None, :] < columns)
+    start = tl.load(base + (row % base_rows)[:, None] * columns + column[None, :], known, 0)
+    tl.store(sums + row.to(tl.int64)[:, None] * columns + column[None, :], start - 2 * mismatches, known)
 
 
-def _popcount_body(x):  # type: ignore[no-untyped-def]
-    """Return the bits set in each 32-bit word, by sums of neighbours (no intrinsic of one vendor)."""
-    x = x.to(tl.uint32, bitcast=True)
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
+def _set_bits_body(x, popcount: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the bits set in each 64-bit word: by CUDA's instruction, or by sums of neighbours."""
+    if popcount:
+        return tl.inline_asm_elementwise("popc.b64 $0, $1;", "=r,l", [x], dtype=tl.int32, is_pure=True, pack=1)
+    x = x.to(tl.uint64, bitcast=True)
+    x = x - ((x >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((x * 0x0101010101010101) >> 56).to(tl.int32)
+
+
+def _pack_body(values, result, rows, count, words, signs: tl.constexpr, tile_rows: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Pack 64 values of some rows into a word each: signs of floats, or one plane's bit of codes."""
+    row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
+    word, plane = tl.program_id(1), tl.program_id(2)
+    bit = tl.arange(0, 64)
+    place = word * 64 + bit
+    known = (row[:, None] < rows) & (place[None, :] < count)
+    found = tl.load(values + row.to(tl.int64)[:, None] * count + place[None, :], known, 0)
+    bits = found >= 0 if signs else (found.to(tl.int32) >> plane) & 1
+    shifted = tl.where(known, bits.to(tl.int64), 0) << bit.to(tl.int64)[None, :]
+    here = (plane.to(tl.int64) * rows + row) * words + word
+    tl.store(result + here, tl.sum(shifted, 1), row < rows)  # no two terms share a bit
 
 
 if triton is not None:
-    _popcount = triton.jit(_popcount_body)
+    _set_bits = triton.jit(_set_bits_body)
     _tile = triton.jit(_tile_body)
+    _pack = triton.jit(_pack_body)

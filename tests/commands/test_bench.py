@@ -20,6 +20,8 @@ from qexp.commands.network import build_network
 from qexp.data.digits import Digits
 from qexp.errors import ConfigError, TrainingError
 from qexp.ops.clip import clip_round
+from qexp.xnor import triton_kernel
+from qexp.xnor.product import TorchProduct
 
 from ..composing import parsed
 
@@ -166,18 +168,22 @@ def test_every_layer_of_the_convnet_is_measured_on_bits(small: None) -> None:
     assert all(one.spread is not None and one.spread.median > 0 for one in found)
 
 
-def test_a_gpus_products_are_compared_with_the_packed_one(small: None) -> None:
-    seen = []
-
-    def tiles(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
-        seen.append((tuple(left.shape), tuple(right.shape), count))
-        return left
-
-    found = list(xnor._on_gpu(128, 1, "kernels", "cpu", tiles))
+def test_a_gpus_products_are_compared_with_the_packed_one(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(xnor, "TritonProduct", lambda device: asked.append(device) or TorchProduct())
+    found = list(xnor._on_gpu(32, 2, 1, "kernels", "cpu"))
+    product, network = "32^3 product on the GPU", "MNIST MLP on the GPU, batch 2"
     assert [one.what for one in found] == [
-        f"128^3 product on the GPU, {name} / packed" for name in ("float32", "bfloat16")
+        *(f"{product}, {name} / packed" for name in ("float32", "bfloat16", "int8")),
+        *(f"{network}, {name} / packed" for name in ("float32", "bfloat16")),
     ]
-    assert seen == [((128, 2), (128, 2), 128)] * 2  # 128 bits a row; once to warm up
+    assert asked == ["cpu"] and all(one.spread is not None for one in found)
+
+
+def test_a_gpu_without_triton_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_kernel, "triton", None)
+    (found,) = xnor._on_gpu(32, 2, 1, "xnor")
+    assert found.spread is None and "`pip install triton`" in found.basis
 
 
 def test_the_kernel_figure_stands_beside_the_printed_ratios(small: None) -> None:
