@@ -42,7 +42,7 @@ def windowed(value: Tensor, x: Tensor, window: float | None = 1.0) -> Tensor:
 
     Args:
         value: what stands in the forward pass; NaN stands where x is NaN.
-        x: where the gradient goes, in value's shape.
+        x: where the gradient goes, in value's shape and dtype.
         window: half-width; None and infinity let the gradient of every finite x pass.
     """
     if torch.compiler.is_compiling():  # a compiler stores the masks of the function below, slowly
@@ -59,7 +59,7 @@ class _Windowed(torch.autograd.Function):
     @staticmethod
     def forward(value: Tensor, x: Tensor, end: float | None) -> Tensor:
         finite = x.clamp(-1.0, 1.0)
-        return value + (finite - finite)
+        return finite.sub_(finite).add_(value)  # in place: two tensors less in memory
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
