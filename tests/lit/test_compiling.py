@@ -53,6 +53,20 @@ def test_a_graph_break_is_an_error(traced_only):
         step(torch.ones(3))
 
 
+def test_a_compiled_step_draws_what_an_uncompiled_one_draws():
+    if compiling._missing_compiler(CPU) is not None:
+        pytest.skip("no C++ compiler here")
+
+    def step(x):
+        return torch.rand_like(x) + torch.nn.functional.dropout(x)
+
+    found = []
+    for each in (step, compiling.compile_step(step)):
+        torch.manual_seed(0)
+        found.append((each(torch.ones(100)), torch.rand(3)))  # and leaves the generator where that one does
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.slow
 def test_a_compiled_run_learns_what_an_eager_one_learns(small_run, tmp_path):
     if compiling._missing_compiler(CPU) is not None:
