@@ -16,7 +16,8 @@ from qexp.errors import ConfigError
 from qexp.files import is_there
 from qexp.paths import config_dir
 from qexp.report.collect import DEFAULT_ROOT, collect
-from qexp.report.facts import ABSENT, facts
+from qexp.report.ends import ABSENT
+from qexp.report.facts import facts
 from qexp.report.groups import metrics_of
 from qexp.report.numbers import unit, value_text
 from qexp.report.progress import progress_text

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qexp.errors import ConfigError
-from qexp.report.facts import ABSENT, SUBJECT, of_quantization
+from qexp.report.ends import ABSENT
+from qexp.report.facts import SUBJECT, of_quantization
 from qexp.report.groups import Group, group_runs
 from qexp.report.measured import caption, epochs_text, header, usable
 from qexp.report.networks import changed, changed_in_any, network_text

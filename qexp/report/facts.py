@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qexp.bits import parse_bits
-from qexp.errors import ConfigError
 from qexp.later import meaning_of_absence, without_later
+from qexp.report.ends import ABSENT, Ends, bits_label, ends_of, fits, node_of, rule_of, told_rule
 from qexp.runs import Run
 
 SUBJECT = ("model", "dataset", "quantizer", "bits")
@@ -21,9 +19,6 @@ KEYS = (*SUBJECT, "first_last", "precision", "epochs", "seed", "command", "store
 
 FLOAT_BITS = "32"
 """The bits of a network in which nothing is quantized."""
-
-ABSENT = "–"
-"""Shown where a run has no value for a key."""
 
 _RUN_ID = re.compile(r"(?P<model>[^-]+)-(?P<dataset>[^-]+)-(?P<quantizer>[^-]+)(-w\d+a\d+)?-s\d+-[0-9a-f]{8}")
 
@@ -46,9 +41,6 @@ _NO_RECIPE = (
     "progressive",  # what a run was made after is told by its weights
     *_PLACES,
 )
-
-Ends = tuple[tuple[int | None, ...], ...]
-"""Widths (weights, input) of the first and of the last layer; None where the method leaves them in float."""
 
 # Of the run itself, with the value that says what absence said; those of its nodes are in qexp.later.
 _LATER = {
@@ -142,9 +134,9 @@ class Facts:
     @property
     def shortened(self) -> str:
         """`30 of 200 epochs`, with fewer training samples and a smoke budget named; empty for the full budget."""
-        budget, samples = _node(self.run.config, "budget"), self.recipe.get("dataset.train_samples")
+        budget, samples = node_of(self.run.config, "budget"), self.recipe.get("dataset.train_samples")
         # Runs from before recipes kept their length have that of their milestones at most.
-        by_bits = {} if self.is_float else _node(budget, "full_by_bits")
+        by_bits = {} if self.is_float else node_of(budget, "full_by_bits")
         full = by_bits.get(self.bits.partition("a")[0]) or budget.get("full_epochs")
         full = full or self.recipe.get("schedule.of")
         parts = []
@@ -162,7 +154,7 @@ class Facts:
     @property
     def smoke(self) -> bool:
         """Whether it was made to see the path run, on other data: its numbers mean nothing."""
-        return _node(self.run.config, "budget").get("name") == "smoke"
+        return node_of(self.run.config, "budget").get("name") == "smoke"
 
     def get(self, key: str) -> Any:
         """Return the value of a key, an attribute's name or a dotted config key; `ABSENT` if there is none."""
@@ -182,11 +174,11 @@ class Facts:
     def asked(self, key: str) -> Any:
         """Return `setting`'s value; of a weight decay by bits, the number for these bits."""
         value = self.setting(key)
-        return _node(self.run.config, "optimizer").get("weight_decay") if value == _BY_BITS else value
+        return node_of(self.run.config, "optimizer").get("weight_decay") if value == _BY_BITS else value
 
     def has_ends(self, rule: str) -> bool:
         """Say whether both ends have the widths of a rule, in whatever words: at 2 bits `same` is `2`."""
-        return rule == self.first_last if self.ends is None else _fits(rule, self.bits, self.ends)
+        return rule == self.first_last if self.ends is None else fits(rule, self.bits, self.ends)
 
     def baseline_key(self, without: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
         """Return what a float run must share with this one to be its baseline: all but the seed and `without`."""
@@ -219,15 +211,15 @@ def facts(run: Run) -> Facts:
     names = _names(run)
     flat = flatten(run.config)
     is_float = names["bits"] == FLOAT_BITS
-    calibrated = bool(_node(run.config, "calibration"))
+    calibrated = bool(node_of(run.config, "calibration"))
     unset = [key for key, usual in _LATER.items() if flat.get(key) == usual]
     unset += ["gradient_form"] if flat.get("gradient_bits") is None else []
     recipe = {key: value for key, value in flat.items() if not _under(key, _NO_RECIPE) and key not in unset}
     if is_float:
         recipe = {key: value for key, value in recipe.items() if not _under(key, _QUANTIZATION)}
-    quantization = _node(run.identity, "quantization")
-    ends = _ends(quantization)
-    rule = ABSENT if is_float else _told_rule(_first_last(run.config), names["bits"], ends)
+    quantization = node_of(run.identity, "quantization")
+    ends = ends_of(quantization)
+    rule = ABSENT if is_float else told_rule(rule_of(run.config), names["bits"], ends)
     without_effect = [_LAMBDA] if quantization.get("lambda_alpha", ABSENT) is None else []
     for key in ("first_last", "quantizer.first_last", "epochs", *without_effect):
         recipe.pop(key, None)
@@ -239,7 +231,7 @@ def facts(run: Run) -> Facts:
     recipe = _calibrated(run, recipe, is_float=is_float) if calibrated else {**_started(run, recipe), **trained}
     if not is_float:
         recipe |= {"first_last": rule, **_versions(run.identity)}
-    recipe |= _later("ops.versions", _node(run.identity, "versions"))  # of what a float network may have, too
+    recipe |= _later("ops.versions", node_of(run.identity, "versions"))  # of what a float network may have, too
     if digest := (run.result or {}).get("data_digest"):
         recipe["data_digest"] = digest
     return Facts(
@@ -263,11 +255,11 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, int]:
     >>> _versions({"quantization": {"versions": {"x.LSQ": 1, "x.LGLSQ": 2}, "relu_versions": {"x.LSQ": 2}}})
     {'versions.x.LGLSQ': 2, 'versions.relu.x.LSQ': 2}
     """
-    quantization, stages = _node(identity, "quantization"), _node(_node(identity, "calibration"), "versions")
+    quantization, stages = node_of(identity, "quantization"), node_of(node_of(identity, "calibration"), "versions")
     later = _later("calibration.versions", stages)
     for key in quantization:
         if key.endswith("versions"):  # `versions`, and those of what only some runs have: `relu_versions`
-            later |= _later(f"versions.{key.removesuffix('versions')}".rstrip("._"), _node(quantization, key))
+            later |= _later(f"versions.{key.removesuffix('versions')}".rstrip("._"), node_of(quantization, key))
     return later
 
 
@@ -276,7 +268,7 @@ def _later(name: str, versions: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
-    trainer = _node(config, "trainer")
+    trainer = node_of(config, "trainer")
     # Each process has a batch norm of its own, so how many there are is more than a matter of rounding.
     devices = {} if trainer.get("devices", 1) == 1 else {"trainer.devices": trainer["devices"]}
     return {**devices, "epochs": config.get("epochs"), "precision": str(trainer.get("precision", ABSENT))}
@@ -285,7 +277,7 @@ def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
 def _decays_by_bits(config: Mapping[str, Any]) -> bool:
     """Say whether the weight decay is what the recipe's list has for the weights' bits."""
     width = f"w{_widths_used(config).get('weight')}"
-    return _node(config, "decay_by_bits").get(width, ABSENT) == _node(config, "optimizer").get("weight_decay")
+    return node_of(config, "decay_by_bits").get(width, ABSENT) == node_of(config, "optimizer").get("weight_decay")
 
 
 CHECKPOINTS = {"weights": "model.weights", "teacher": "task.teacher"}
@@ -318,12 +310,12 @@ def _calibrated(run: Run, recipe: Mapping[str, Any], *, is_float: bool) -> dict[
     digest = (run.result or {}).get("weights_digest")
     found["weights"] = str(path) if digest is None else str(digest)[:8]
     if is_float:
-        return {**found, "calibration.fold": _node(run.config, "calibration").get("fold", ABSENT)}
+        return {**found, "calibration.fold": node_of(run.config, "calibration").get("fold", ABSENT)}
     for key, usual in (("equalize", False), ("absorb", False), ("bias_correction", "none")):
         if found.get(f"calibration.{key}") is None:  # as the method has it
-            found[f"calibration.{key}"] = _node(run.config, "quantizer").get(key, usual)
+            found[f"calibration.{key}"] = node_of(run.config, "quantizer").get(key, usual)
     target = found.pop("observer._target_", ABSENT)
-    name = _node(run.config, "names").get("observer") or _class_name({"_target_": target})
+    name = node_of(run.config, "names").get("observer") or _class_name({"_target_": target})
     return {**found, "observer": str(name)}
 
 
@@ -336,18 +328,18 @@ def _numerics(run: Run, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(run: Run) -> dict[str, str]:
     """Return model, dataset, quantizer and bits: as chosen, else from the run's name, else from the classes."""
-    chosen = _node(run.config, "names")
+    chosen = node_of(run.config, "names")
     identifier = str((run.result or {}).get("run_id") or run.path.name)
     if all(chosen.get(key) for key in ("model", "dataset", "quantizer")):
         names = {key: str(chosen[key]) for key in ("model", "dataset", "quantizer")}
     elif match := _RUN_ID.fullmatch(identifier):
         names = match.groupdict()
     else:
-        activation = _node(run.config, "quantizer").get("activation")
-        weight = _node(run.config, "quantizer").get("weight")
+        activation = node_of(run.config, "quantizer").get("activation")
+        weight = node_of(run.config, "quantizer").get("weight")
         names = {
-            "model": _class_name(_node(run.config, "model")),
-            "dataset": _class_name(_node(run.config, "dataset")),
+            "model": _class_name(node_of(run.config, "model")),
+            "dataset": _class_name(node_of(run.config, "dataset")),
             "quantizer": _class_name(activation or weight or {"_target_": "none"}),
         }
     if not _is_quantized(run.config, names["quantizer"]):
@@ -357,81 +349,19 @@ def _names(run: Run) -> dict[str, str]:
 
 def _is_quantized(config: Mapping[str, Any], name: str) -> bool:
     """Say whether anything is quantized, be it a part set apart; by the name where no method is described."""
-    layers, method = _node(config, "layers"), _node(config, "quantizer")
+    layers, method = node_of(config, "layers"), node_of(config, "quantizer")
     if not ({"weight", "activation"} & method.keys() or layers):
         return name != "none"
-    apart = [_node(_node(layers, pattern), "quantizer") for pattern in layers]
+    apart = [node_of(node_of(layers, pattern), "quantizer") for pattern in layers]
     return any(node.get("weight") or node.get("activation") for node in (method, *apart))
 
 
 def _widths_used(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the bits, 32 for what the method leaves in float; a layer set apart may use what it does not."""
-    bits, method = dict(_node(config, "bits")), _node(config, "quantizer")
-    if not _node(config, "layers"):
+    bits, method = dict(node_of(config, "bits")), node_of(config, "quantizer")
+    if not node_of(config, "layers"):
         bits |= {key: 32 for key in ("weight", "activation") if method.get(key, ABSENT) is None}
     return bits
-
-
-def bits_label(bits: Mapping[str, Any]) -> str:
-    """Return the widths in one word.
-
-    >>> bits_label({"weight": 4, "activation": 8, "first": None, "last": None})
-    'w4a8'
-    """
-    return f"w{bits.get('weight', '?')}a{bits.get('activation', '?')}"
-
-
-def _first_last(config: Mapping[str, Any]) -> str:
-    """Return the rule for both ends: one word, or each end by itself where `bits.first` or `bits.last` is set."""
-    rule = config.get("first_last")
-    if rule is None:
-        rule = _node(config, "quantizer").get("first_last", ABSENT)
-    bits = _node(config, "bits")
-    ends = {end: rule if bits.get(end) is None else bits[end] for end in ("first", "last")}
-    texts = {end: bits_label(value) if isinstance(value, Mapping) else str(value) for end, value in ends.items()}
-    if texts["first"] == texts["last"]:
-        return texts["first"]
-    return f"first {texts['first']}, last {texts['last']}"
-
-
-def _told_rule(rule: str, bits: str, ends: Ends | None) -> str:
-    """Return the rule, or where the ends have other widths, as a method's for the image, these."""
-    if ends is None:
-        return rule
-    with contextlib.suppress(ConfigError):  # a damaged configuration may hold anything
-        if _fits(rule, bits, ends):
-            return rule
-    first, last = (f"w{weight or 32}a{activation or 32}" for weight, activation in ends)
-    return first if first == last else f"first {first}, last {'same' if last == bits else last}"
-
-
-def _fits(rule: str, bits: str, ends: Ends) -> bool:
-    """Say whether both ends have the widths of a rule; where a method leaves them in float, any rule's."""
-    pairs = zip(_rule_widths(rule, bits), ends, strict=True)
-    return all(has in (None, asked) for pair in pairs for asked, has in zip(*pair, strict=True))
-
-
-def _ends(quantization: Mapping[str, Any]) -> Ends | None:
-    """Return the widths of both ends, of a run's identity; None where it does not tell them."""
-    bits = quantization.get("bits")
-    ends = [end for end in bits[-2:] if isinstance(end, list) and len(end) == 2] if isinstance(bits, list) else []
-    return (tuple(ends[0]), tuple(ends[1])) if len(ends) == 2 else None
-
-
-def _rule_widths(rule: str, bits: str) -> tuple[tuple[int, int], ...]:
-    """Return the widths (weights, input) that a rule gives both ends.
-
-    >>> _rule_widths("first 8, last same", "w2a4"), _rule_widths("32", "w2a2")
-    (((8, 8), (2, 4)), ((32, 32), (32, 32)))
-    """
-    first, _, last = rule.removeprefix("first ").partition(", last ")
-    return tuple(parse_bits(bits if end == "same" else end, "first_last") for end in (first, last or first))
-
-
-def _node(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a group of the config; a damaged or older one that lacks it gives an empty one."""
-    value = config.get(name)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _class_name(node: Mapping[str, Any]) -> str:

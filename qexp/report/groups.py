@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qexp.errors import ConfigError, did_you_mean
-from qexp.report.facts import ABSENT, CHECKPOINTS, KEYS, SUBJECT, Facts
+from qexp.report.ends import ABSENT
+from qexp.report.facts import CHECKPOINTS, KEYS, SUBJECT, Facts
 from qexp.report.intervals import Summary, summarize
 from qexp.report.numbers import by_size
 

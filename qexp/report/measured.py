@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from qexp.errors import ConfigError, did_you_mean
 from qexp.report.against import paired, paired_text, partner
-from qexp.report.facts import ABSENT, SUBJECT, Facts, facts, flatten
+from qexp.report.ends import ABSENT
+from qexp.report.facts import SUBJECT, Facts, facts, flatten
 from qexp.report.groups import Group, baseline_difference, by_ends, by_origin, group_runs, metric_of, metrics_of
 from qexp.report.intervals import Summary
 from qexp.report.networks import changed_in_any

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from qexp.errors import ConfigError
-from qexp.report.facts import ABSENT, Facts, facts
+from qexp.report.ends import ABSENT
+from qexp.report.facts import Facts, facts
 from qexp.report.groups import by_ends, by_origin, keys_apart
 from qexp.report.networks import network_text
 from qexp.report.progress import finished_epochs

@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from qexp.published import NO_JUDGES, TO_FRACTION, Artefact, Cell
-from qexp.report.facts import ABSENT, SUBJECT, Facts, facts
+from qexp.report.ends import ABSENT
+from qexp.report.facts import SUBJECT, Facts, facts
 from qexp.report.groups import Group, differences_from, group_runs, metrics_of
 from qexp.report.intervals import LEAST, Summary, summarize
 from qexp.report.measured import caption, told, usable
