@@ -27,6 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 else:
     os.environ["QEXP_CACHE"] = str(_SCRATCH / "cache")
+os.environ["TRITON_CACHE_DIR"] = str(_SCRATCH / "triton")
 os.environ["MPLCONFIGDIR"] = str(_SCRATCH / "matplotlib")
 set_hypothesis_home_dir(_SCRATCH / "hypothesis")
 

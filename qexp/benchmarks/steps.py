@@ -79,7 +79,7 @@ class TrainingStep:
         self.task.train()
         self.task.on_fit_start()
         if compiled:
-            self.task.step = compiling.compile_step(self.task.step)
+            self.task.step = compiling.compile_step(self.task.step, self.device)
         self.optimizer: torch.optim.Optimizer = self.task.configure_optimizers()["optimizer"]
         self.quantizers = [quantizer for _, quantizer in named_quantizers(network)]
 

@@ -58,16 +58,16 @@ def _missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def compile_step(step: Callable[..., Any]) -> Callable[..., Any]:
+def compile_step(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """Compile `step` as one full graph of static shapes; a graph break or the recompile limit is an error.
 
-    What it draws is what it draws uncompiled; the compiler's own generator takes three times as long on a CPU.
+    On a CPU random numbers are torch's, as uncompiled: the compiler's own take three times as long.
     """
     # After `recompile_limit` graphs dynamo goes on in eager mode without a word, at half the speed.
     import torch._dynamo  # a second of imports, which a sweep of finished runs does not need
 
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    return torch.compile(step, fullgraph=True, dynamic=False, options={"fallback_random": device.type == "cpu"})
 
 
 def reset() -> None:

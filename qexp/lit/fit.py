@@ -66,7 +66,9 @@ def fit(
     else:
         check_fits(network, checkpoint, run.checkpoint)
     compiled = _compiled(config, network, total_steps, device, checkpoint)
-    module = _task(network, config, total_steps, compiled, teacher, channels_come_last(source, config))
+    module = _task(network, config, total_steps, teacher, channels_come_last(source, config))
+    if compiled:
+        module.step = compiling.compile_step(module.step, device)
     step = int(checkpoint["global_step"]) if checkpoint else -1
     if world.rank() == 0:
         run.metrics.truncate(step)
@@ -172,7 +174,6 @@ def _task(
     network: nn.Module,
     config: Config,
     total_steps: int,
-    compiled: bool,
     teacher: nn.Module | None,
     channels_last: bool,
 ) -> Classification:
@@ -182,8 +183,6 @@ def _task(
         network.to(memory_format=torch.channels_last)
         if teacher is not None:
             teacher.to(memory_format=torch.channels_last)
-    if compiled:
-        module.step = compiling.compile_step(module.step)
     return module
 
 

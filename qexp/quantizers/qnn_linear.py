@@ -30,7 +30,7 @@ def linear_quant(x: Tensor, bits: int, rounding: Rounding = ste, window: float |
     if bits == 1:
         return windowed(sign(x), x, window)
     half = 2 ** (bits - 1)
-    if rounding is ste:  # the same values, and the same gradient, in a third of the passes over memory
+    if rounding is ste:  # the values and the gradient of what is below, in a third of the passes over memory
         levels = x.detach().float().clamp(-1.0, 1.0).mul_(half).round_().clamp_(max=half - 1).div_(half)
         return windowed(levels.to(x.dtype), x, window)
     # Clipped before it is multiplied, so that no finite value overflows; by the window's gradient, not the clip's.

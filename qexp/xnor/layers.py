@@ -199,7 +199,7 @@ class IntegerLayer(nn.Module):
         if isinstance(self.layer, nn.Conv2d):
             sums = geometry.convolve(integers, weight)
             return sums.round().to(torch.int32, memory_format=torch.channels_last)
-        return F.linear(integers, weight.flatten(1)).to(torch.int32)
+        return F.linear(integers, weight.flatten(1)).round().to(torch.int32)
 
     def rescaled(self, sums: Tensor, geometry: Geometry) -> Tensor:
         """Return what accumulators (N, out, ...) stand for, float32: scale times sum, offset's share, bias."""

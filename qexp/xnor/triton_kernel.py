@@ -6,6 +6,8 @@ section 4, equation 7.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -25,12 +27,15 @@ ROWS, COLUMNS = 128, 64
 PACKED_ROWS = 32
 """Rows whose next 64 values are packed at once."""
 
+NO_FUSION = {"enable_fp_fusion": False}
+"""There is no float arithmetic in a kernel; triton 3.9 warns where this is left to it."""
+
 
 class TritonProduct(TorchProduct):
     """Products by the Triton kernel, on a GPU; with TRITON_INTERPRET=1 on a CPU, for tests.
 
     Raises:
-        ConfigError: triton is not installed.
+        ConfigError: triton is not installed, or cannot run on that GPU.
     """
 
     name = "triton"
@@ -39,7 +44,22 @@ class TritonProduct(TorchProduct):
         if triton is None:
             raise ConfigError("engine xnor on a GPU: triton is not installed; `pip install triton`.")
         self.device = torch.device(device)
-        self._popcount = self.device.type == "cuda" and torch.version.cuda is not None
+        self._on_gpu = self.device.type == "cuda"
+        self._popcount = self._on_gpu and torch.version.cuda is not None
+        if self._on_gpu:
+            self._try()
+
+    def _try(self) -> None:
+        """Launch once: triton builds its launcher then, for which it needs a C compiler and Python's headers."""
+        try:
+            self.signs(torch.zeros(1, 1, device=self.device))
+        except Exception as error:  # of triton, its driver, the compiler it calls
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(f"engine xnor on a GPU: triton cannot run on {self.device}: {lines[0]}.") from error
+
+    def _launching(self) -> contextlib.AbstractContextManager[object]:
+        """Triton launches on the current device, whatever the operands' is."""
+        return torch.cuda.device(self.device) if self._on_gpu else contextlib.nullcontext()
 
     def pack(self, codes: Tensor, planes: int) -> Tensor:
         """See `TorchProduct`."""
@@ -52,10 +72,12 @@ class TritonProduct(TorchProduct):
     def _packed(self, values: Tensor, planes: int, *, signs: bool) -> Tensor:
         rows, count = values.shape
         words = words_for(count)
+        _refuse(rows)
         result = values.new_empty(planes, rows, words, dtype=torch.int64)
         if result.numel():
             grid = (triton.cdiv(rows, PACKED_ROWS), words, planes)
-            _pack[grid](values.contiguous(), result, rows, count, words, signs, PACKED_ROWS)
+            with self._launching():
+                _pack[grid](values.contiguous(), result, rows, count, words, signs, PACKED_ROWS, **NO_FUSION)
         return result
 
     def sums(self, activations: Tensor, weight: PackedWeight, geometry: Geometry, base: Tensor) -> Tensor:
@@ -67,14 +89,20 @@ class TritonProduct(TorchProduct):
         g = geometry
         planes, pixels, words = activations.shape
         rows = g.images * g.out_height * g.out_width
-        if max(rows, pixels) + ROWS >= 2**31:
-            raise ConfigError(f"engine xnor on a GPU: {max(rows, pixels)} pixels at once; take a smaller batch.")
+        _refuse(max(rows, pixels))
         result = base.new_empty(rows, weight.outputs)
         if result.numel():
             grid = (triton.cdiv(rows, ROWS), triton.cdiv(weight.outputs, COLUMNS))
             sides = (rows, weight.outputs, words, len(base), planes, len(weight.words), pixels)
-            _tile[grid](activations, weight.words, base, result, *sides, *g[1:], self._popcount, ROWS, COLUMNS)
+            fixed = (self._popcount, ROWS, COLUMNS)
+            with self._launching():
+                _tile[grid](activations, weight.words, base, result, *sides, *g[1:], *fixed, **NO_FUSION)
         return result
+
+
+def _refuse(rows: int) -> None:
+    if rows + ROWS >= 2**31:
+        raise ConfigError(f"engine xnor on a GPU: {rows} pixels at once; take a smaller batch.")
 
 
 # No annotations but triton's own: its compiler reads them, and knows no other names.
@@ -131,7 +159,7 @@ def _tile_body(  # type: ignore[no-untyped-def]
                 other = tl.load(weights + filter_tap * words + word, column < columns, 0)
                 mismatches += _set_bits(one[:, None] ^ other[None, :], popcount) << here + there
     known = (row[:, None] < rows) & (column[None, :] < columns)
-    start = tl.load(base + (row % base_rows)[:, None] * columns + column[None, :], known, 0)
+    start = tl.load(base + (row % base_rows).to(tl.int64)[:, None] * columns + column[None, :], known, 0)
     tl.store(sums + row.to(tl.int64)[:, None] * columns + column[None, :], start - 2 * mismatches, known)
 
 

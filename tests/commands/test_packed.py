@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from qexp.build import build
 from qexp.cli import main
@@ -69,3 +70,19 @@ def test_a_place_that_takes_no_file_is_said_before_the_proof(
     monkeypatch.setattr(packed, "prove", None)
     with pytest.raises(ConfigError, match=rf"^engine\.save=.*{said}"):
         evaluate(f"engine.save={tmp_path / place}")
+
+
+def test_products_are_those_of_the_runs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = packed.products, []
+    monkeypatch.setattr(packed, "device_of", lambda config: torch.device("cuda", 1))
+    monkeypatch.setattr(packed, "products", lambda say, device: asked.append(device) or real(say))
+    evaluate()
+    assert asked == [torch.device("cuda", 1)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_proves_saves_and_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "packed.safetensors"
+    saved = evaluate("trainer.device=cuda", f"engine.save={file}")
+    assert "xor and popcount in Triton" in capsys.readouterr().out
+    assert evaluate("trainer.device=cuda", f"engine.load={file}") == pytest.approx(saved)

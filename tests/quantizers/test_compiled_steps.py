@@ -64,7 +64,10 @@ def test_one_graph_with_the_same_numbers(method, rounding, monkeypatch):
     images, labels = torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,))
     found = []
     try:
-        for step in (classification_step, compiling.compile_step(classification_step)):  # fullgraph: no break
+        for step in (
+            classification_step,
+            compiling.compile_step(classification_step, torch.device("cpu")),
+        ):  # fullgraph: no break
             net = network(method, rounding)
             loss, _ = step(net, images, labels, [], [], 0.0, 0.0)
             loss.backward()

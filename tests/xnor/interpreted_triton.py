@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from qexp.xnor.engine import make_engine, prove
@@ -29,7 +29,7 @@ def interpreted() -> TritonProduct:
     *(st.tuples(*(st.integers(low, high) for _ in range(2))) for low, high in ((1, 3), (1, 3), (0, 2), (1, 2))),
     st.tuples(st.integers(1, 2), st.integers(1, 3)),
 )
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes here
 def test_a_convolution_of_any_planes_and_geometry_is_torchs(
     interpreted, images, height, width, channels, outputs, kernel, stride, pad, dilation, planes
 ) -> None:
