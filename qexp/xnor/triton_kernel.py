@@ -1,6 +1,6 @@
 """The packed product on a GPU, in Triton: tiles of exclusive or and popcount over 64-bit words.
 
-Importable without triton; what calls it says what is missing. Courbariaux et al. 2016, arXiv 1602.02830,
+Importable without triton: `TritonProduct` says what is missing. Courbariaux et al. 2016, arXiv 1602.02830,
 section 4, equation 7.
 """
 

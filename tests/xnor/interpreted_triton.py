@@ -41,7 +41,7 @@ def test_a_convolution_of_any_planes_and_geometry_is_torchs(
 @pytest.mark.parametrize("count", [1, 64, 300])
 def test_a_linear_layer_of_any_size_is_torchs(interpreted: TritonProduct, rows: int, count: int) -> None:
     for outputs in (1, 64, 65):
-        assert_same_sums(interpreted, linear_geometry(rows)._replace(images=rows), count, outputs, (1, 1))
+        assert_same_sums(interpreted, linear_geometry(rows), count, outputs, (1, 1))
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
