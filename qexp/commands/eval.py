@@ -27,7 +27,8 @@ def run(config: Config) -> dict[str, Any]:
     `model.weights` is needed: the packed file holds the whole network.
 
     Returns:
-        `path`, `status` (done), `metrics`, `primary_metric`, `matches` (True, False, or None without a record).
+        `path`, `status` (done; failed where the run's record has another number, with a `message`), `metrics`,
+        `primary_metric`, `matches` (True, False, or None without a record).
 
     Raises:
         ConfigError: nothing to evaluate: no run, no weights, no packed file.
@@ -62,14 +63,17 @@ def run(config: Config) -> dict[str, Any]:
     width = max(map(len, metrics)) + 1
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):{width}} {value:.4f}")
-    matches = _compare(folder, metrics, primary) if folder is not None else None
+    matches, message = _compare(folder, metrics, primary) if folder is not None else (None, "")
+    if message:
+        print(message)
     return {
         "run_id": folder.path.name if folder is not None else "",
         "path": place,
-        "status": "done",
+        "status": "failed" if matches is False else "done",
         "metrics": metrics,
         "primary_metric": primary,
         "matches": matches,
+        "message": message if matches is False else "",
     }
 
 
@@ -91,15 +95,15 @@ def load_run(network: Any, folder: RunDirectory) -> None:
         ) from error
 
 
-def _compare(folder: RunDirectory, metrics: dict[str, float], primary: str) -> bool | None:
+def _compare(folder: RunDirectory, metrics: dict[str, float], primary: str) -> tuple[bool | None, str]:
+    """Return whether the run's record has this number, and that in words; None without such a record."""
     result = folder.read_result()
     recorded = ((result or {}).get("metrics") or {}).get(primary)
     if recorded is None or not primary.startswith("test_"):
-        return None
+        return None, ""
     matches = _same(recorded, metrics[primary], primary)
     verdict = "the same as in" if matches else f"NOT the {recorded:.4f} of"
-    print(f"{verdict} {folder.path / 'result.json'}")
-    return matches
+    return matches, f"{verdict} {folder.path / 'result.json'}"
 
 
 def _same(recorded: float, measured: float, metric: str) -> bool:

@@ -142,10 +142,11 @@ def _execute(job: Job, config: Config) -> Any:
 def record_of(overrides: str, outcome: Any) -> Record:
     """Return the record of a command that came to its end; `outcome` is what it returned."""
     result = outcome if isinstance(outcome, dict) else {}
-    name = str(result.get("primary_metric", ""))
+    name, status = str(result.get("primary_metric", "")), str(result.get("status", "done"))
     return Record(
         overrides,
-        str(result.get("status", "done")),
+        status,
+        int(status == "failed"),
         run_id=str(result.get("run_id", "")),
         metric=result.get("metrics", {}).get(name),
         metric_name=name,

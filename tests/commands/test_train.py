@@ -75,8 +75,20 @@ def test_eval_gives_the_recorded_accuracy(config, capsys):
     folder = train.run(config())["path"]
     plain = {**config().plain, "eval": {"run": folder, "split": "test"}}
     record = evaluation.run(parse(plain))
-    assert record["matches"] is True
+    assert (record["matches"], record["status"]) == (True, "done")
     assert "the same as in" in capsys.readouterr().out
+
+
+def test_eval_of_another_accuracy_than_the_recorded_one_fails(config, capsys):
+    run = RunDirectory(train.run(config())["path"])
+    result = run.read_result()
+    run.write_result({**result, "metrics": {**result["metrics"], "test_accuracy": 0.5}})
+    words = [f"eval.run={run.path}"]
+    capsys.readouterr()
+    assert hydra_app.main("eval", words) == 1
+    assert "NOT the 0.5000 of" in capsys.readouterr().out
+    assert hydra_app.main("eval", ["-m", *words, "dataset.eval_batch_size=100"]) == 1
+    assert "1 failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
