@@ -65,7 +65,7 @@ def text(one: Measure) -> str:
     row = _row(one)
     limit = f"; limit {row['limit']}, {row['held']}" if row["limit"] else ""
     basis = f" ({row['basis']})" if row["basis"] else ""
-    return f"  {row['value']}{basis}{limit}"
+    return f"  {row['what']}: {row['value']}{basis}{limit}"
 
 
 def _row(one: Measure) -> dict[str, str]:

@@ -35,45 +35,53 @@ HIDDEN = (4096, 4096, 4096)
 Works = dict[str, Callable[[], object]]
 
 
-def measures(rounds: int) -> Iterator[Measure]:
-    """Yield the measures of topic `xnor`: packed bits against float32, bfloat16 and int8, in turns."""
-    try:
-        product = NativeProduct(native())
-    except NoCompilerError as error:
-        yield Measure("xnor", f"{SIDE}^3 product, float32 / packed", None, PRODUCT_RATIO, basis=str(error))
-        return
+def measures(rounds: int, *, gpu: bool) -> Iterator[Measure]:
+    """Yield the measures of topic `xnor`: packed bits against float32, bfloat16 and int8, in turns.
+
+    The CPU's come first; `gpu`: the GPU's, too.
+    """
     torch.manual_seed(0)
     with torch.no_grad():
-        yield from _limit(product, rounds)
-        yield from _compared(f"{SIDE}^3 product", _product(product, SIDE), rounds, 2 * SIDE**3, PRODUCT_RATIO)
-        yield from _compared(f"MNIST MLP, batch {BATCH}", _mlp(product, BATCH), rounds, None, NETWORK_RATIO)
-        yield from _convnet(product, rounds)
-        if torch.cuda.is_available():
+        try:
+            yield from _on_cpu(NativeProduct(native()), rounds)
+        except NoCompilerError as error:
+            yield Measure("xnor", f"{SIDE}^3 product, float32 / packed", None, PRODUCT_RATIO, basis=str(error))
+        if gpu:
             yield from _on_gpu(SIDE, BATCH, rounds, "xnor")
 
 
-def kernels(rounds: int) -> Iterator[Measure]:
+def kernels(rounds: int, *, gpu: bool) -> Iterator[Measure]:
     """Yield the two ratios of the paper's kernel figure (`qnn/kernels`), float32 / packed, beside those printed.
 
     Theirs are of a GPU: cuBLAS / the XNOR kernel. Here torch's own product is what cuBLAS is there.
+    `gpu`: those of a GPU, too.
     """
-    figure = load_artefact("qnn/kernels")
-    try:
-        product = NativeProduct(native())
-    except NoCompilerError as error:
-        yield Measure("kernels", "8192^3 product, float32 / packed", None, basis=str(error))
-        return
     torch.manual_seed(0)
     with torch.no_grad():
-        for column, operations, make in (
-            ("8192^3 product", 2 * FIGURE_SIDE**3, lambda: _product(product, FIGURE_SIDE)),
-            ("MNIST network", None, lambda: _mlp(product, FIGURE_BATCH)),
-        ):
-            works = {name: work for name, work in make().items() if name in ("packed", "float32")}
-            (found,) = _compared(column, works, rounds, operations, topic="kernels")
-            yield replace(found, basis=f"{found.basis}; published, on a GPU: {_published(figure, column):.2f}")
-        if torch.cuda.is_available():
+        try:
+            yield from _figure(NativeProduct(native()), rounds)
+        except NoCompilerError as error:
+            yield Measure("kernels", f"{FIGURE_SIDE}^3 product, float32 / packed", None, basis=str(error))
+        if gpu:
             yield from _on_gpu(FIGURE_SIDE, FIGURE_BATCH, rounds, "kernels")
+
+
+def _on_cpu(product: NativeProduct, rounds: int) -> Iterator[Measure]:
+    yield from _limit(product, rounds)
+    yield from _compared(f"{SIDE}^3 product", _product(product, SIDE), rounds, 2 * SIDE**3, PRODUCT_RATIO)
+    yield from _compared(f"MNIST MLP, batch {BATCH}", _mlp(product, BATCH), rounds, None, NETWORK_RATIO)
+    yield from _convnet(product, rounds)
+
+
+def _figure(product: NativeProduct, rounds: int) -> Iterator[Measure]:
+    figure = load_artefact("qnn/kernels")
+    for column, operations, make in (
+        ("8192^3 product", 2 * FIGURE_SIDE**3, lambda: _product(product, FIGURE_SIDE)),
+        ("MNIST network", None, lambda: _mlp(product, FIGURE_BATCH)),
+    ):
+        works = {name: work for name, work in make().items() if name in ("packed", "float32")}
+        (found,) = _compared(column, works, rounds, operations, topic="kernels")
+        yield replace(found, basis=f"{found.basis}; published, on a GPU: {_published(figure, column):.2f}")
 
 
 def _published(figure: Artefact, column: str) -> float:

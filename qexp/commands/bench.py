@@ -20,6 +20,8 @@ from qexp.files import write_output
 from qexp.report.tables import render, screen_width
 
 if TYPE_CHECKING:
+    import torch
+
     from qexp.benchmarks.training import Contest
     from qexp.data.base import ImageSource
 
@@ -38,6 +40,7 @@ TOPICS = {
 }
 METHOD = ("rounding", "discretisation", "gradient_bits", "gradient_form", "first_last", "quantizer")
 """Keys of `qexp train` that the quantized network alone has; both have everything else alike."""
+_MAY_STAND = f"{', '.join(METHOD[:-1])} and quantizer.<key>"
 LONG = ("ptq", "xnor", "kernels", "sweep", "digits")
 
 _EXAMPLES = """\
@@ -68,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     short = ", ".join(name for name in TOPICS if name not in LONG)
-    what = f"what to measure, or all ({short}); KEY=VALUE of {', '.join(METHOD)}: how the network is quantized"
+    what = f"what to measure, or all ({short}); KEY=VALUE of {_MAY_STAND}: how the network is quantized"
     options.add_argument("topics", nargs="*", metavar="TOPIC", help=what)
     options.add_argument("--model", default="resnet20", help="network, with its data set's image size (resnet20)")
     options.add_argument("--batch-size", type=_whole, default=128, metavar="N", help="images in a step (128)")
@@ -79,7 +82,12 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--rounds", type=_whole, default=15, metavar="N", help="times each side is timed (15)")
     options.add_argument("--threads", type=_whole, metavar="N", help="of the CPU (as torch decides)")
-    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto)")
+    options.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to measure (auto: a GPU where there is one)",
+    )
     options.add_argument("--format", choices=FORMS, default="terminal", help="of what is printed (terminal)")
     options.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
     options.add_argument("--check", action="store_true", help="exit code 1 when a limit is not held")
@@ -121,7 +129,9 @@ def check(arguments: argparse.Namespace) -> None:
     for word in arguments.overrides:
         key = word.partition("=")[0]
         if key.partition(".")[0] not in METHOD or key == "quantizer":
-            raise ConfigError(f"{word}: what may stand here is {', '.join(METHOD[:-1])} and quantizer.<key>.")
+            raise ConfigError(
+                f"{word}: what may stand here is {_MAY_STAND}; --quantizer and --bits choose the method."
+            )
     arguments.topics = [name for name in TOPICS if name in wanted or "all" in wanted]
     arguments.quantizer = _names(arguments.quantizer)
     arguments.precision = _names(arguments.precision)
@@ -180,16 +190,11 @@ def _training(arguments: argparse.Namespace, topics: list[str], say: Callable[[s
 
 
 def _after_training(arguments: argparse.Namespace) -> Iterator[Measure]:
-    import torch
-
     from qexp.benchmarks import calibration
     from qexp.lit import cpu
 
     cpu.prepare(arguments.threads)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: no CUDA device here; use cpu or auto.")
-    cuda = arguments.device != "cpu" and torch.cuda.is_available()
-    yield from calibration.measures(arguments.rounds, torch.device("cuda" if cuda else "cpu"))
+    yield from calibration.measures(arguments.rounds, _device(arguments))
 
 
 def _packed(arguments: argparse.Namespace, topic: str) -> Iterator[Measure]:
@@ -198,7 +203,16 @@ def _packed(arguments: argparse.Namespace, topic: str) -> Iterator[Measure]:
 
     cpu.prepare(arguments.threads)
     work = {"xnor": xnor.measures, "kernels": xnor.kernels}
-    yield from work[topic](arguments.rounds)
+    yield from work[topic](arguments.rounds, gpu=_device(arguments).type == "cuda")
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no CUDA device here; use cpu or auto.")
+    cuda = arguments.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
 
 
 def contests(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Contest]:

@@ -21,6 +21,7 @@ from qexp.data.digits import Digits
 from qexp.errors import ConfigError, TrainingError
 from qexp.ops.clip import clip_round
 from qexp.xnor import triton_kernel
+from qexp.xnor.extension import NoCompilerError
 from qexp.xnor.product import TorchProduct
 
 from ..composing import parsed
@@ -150,7 +151,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_layer_of_the_convnet_is_measured_on_bits(small: None) -> None:
-    found = [one for one in xnor.measures(1) if one.what.endswith("float32 / packed")]
+    found = [one for one in xnor.measures(1, gpu=False) if one.what.endswith("float32 / packed")]
     assert [one.what.removesuffix(", float32 / packed") for one in found] == [
         "64^3 product",
         "MNIST MLP, batch 2",
@@ -186,8 +187,29 @@ def test_a_gpu_without_triton_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.spread is None and "`pip install triton`" in found.basis
 
 
+@pytest.mark.parametrize(("topic", "of_gpu"), [(xnor.measures, "xnor"), (xnor.kernels, "kernels")])
+def test_a_gpu_is_measured_without_a_compiler_for_the_cpu(
+    topic: Callable[..., Any], of_gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise NoCompilerError("no C++ compiler")
+
+    monkeypatch.setattr(xnor, "native", none)
+    monkeypatch.setattr(xnor, "_on_gpu", lambda side, batch, rounds, topic: [Measure(topic, "on the GPU", ONE)])
+    on_cpu, on_gpu = topic(1, gpu=True)
+    assert on_cpu.spread is None and "no C++ compiler" in on_cpu.basis
+    assert (on_gpu.topic, on_gpu.what) == (of_gpu, "on the GPU")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+@pytest.mark.parametrize("topic", ["ptq", "xnor", "kernels"])
+def test_a_gpu_that_is_not_there_is_not_measured(topic: str) -> None:
+    with pytest.raises(ConfigError, match="--device cuda: no CUDA device here"):
+        bench.main([topic, "--device", "cuda", "--rounds", "1"])
+
+
 def test_the_kernel_figure_stands_beside_the_printed_ratios(small: None) -> None:
-    product, network = xnor.kernels(1)
+    product, network = xnor.kernels(1, gpu=False)
     assert product.spread is not None and product.basis.endswith("published, on a GPU: 3.46")
     assert network.spread is not None and network.basis.endswith("published, on a GPU: 1.65")
 
@@ -218,7 +240,8 @@ def test_the_table_and_its_exit_code(
     fake_topics(slow)
     file = tmp_path / "bench.json"
     assert bench.main(["startup", "--json", str(file)]) == 0
-    out = capsys.readouterr().out
+    out, meanwhile = capsys.readouterr()
+    assert "  qexp --help: 0.500 s (3 processes); limit 0.300 s, NOT HELD" in meanwhile.splitlines()
     for text in ("0.500 s", "0.400 s to 0.600 s", "0.300 s", "NOT HELD", "torch ", "threads", "again"):
         assert text in out
     record = json.loads(file.read_text())
