@@ -39,6 +39,7 @@ LARGEST_SEED = 2**63 - 1
 _NODES = ("task", "dataset", "model", "rounding", "optimizer", "schedule")
 _GROUPS = (*_NODES, "quantizer", "bits", "layers", "alpha_regularization", "trainer", "logger", "experiment")
 _AFTER_TRAINING = ("calibration", "observer")
+_OPTIONAL = ("budget", "explain", "eval", "engine", "names", "decay_by_bits")
 _REQUIRED = (*_GROUPS, "first_last", "epochs", "batch_size", "seed", "output_dir")
 
 
@@ -49,22 +50,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         ConfigError: with all mistakes, one a line.
     """
     errors: list[str] = []
-    root = Reader(
-        plain,
-        "",
-        errors,
-        (
-            *_REQUIRED,
-            "budget",
-            "explain",
-            "eval",
-            "engine",
-            "names",
-            "decay_by_bits",
-            *_WHERE_GIVEN,
-            *_AFTER_TRAINING,
-        ),
-    )
+    root = Reader(plain, "", errors, (*_REQUIRED, *_OPTIONAL, *_WHERE_GIVEN, *_AFTER_TRAINING))
     root.errors.extend(f"{key} is missing: choose one." for key in _GROUPS if key not in root.node)
     node: dict[str, Any] = {key: root.node.get(key, {}) for key in _REQUIRED}
     nodes = {key: root.target(key) for key in _NODES if key in root.node}
@@ -73,9 +59,7 @@ def parse(plain: Mapping[str, Any]) -> Config:
         **{key: nodes.get(key, {}) for key in _NODES},
         "quantizer": _method(node["quantizer"], "quantizer", errors),
         "bits": bits,
-        "first_last": root.get(
-            "first_last", None, lambda value: end_bits(value, (bits.weight, bits.activation)), _END_RULE
-        ),
+        "first_last": _first_last(root, bits),
         "layers": _layers(node["layers"] or {}, errors),
         "alpha_regularization": _alpha_regularization(node["alpha_regularization"], errors),
         "trainer": _trainer(Reader(node["trainer"], "trainer", errors, Trainer.__dataclass_fields__)),
@@ -112,6 +96,10 @@ _WHERE_GIVEN: dict[str, Callable[[Reader], Any]] = {
 
 
 _END_RULE = "null for what the method's paper did, a width (1 to 8, 32, or w4a8), or same"
+
+
+def _first_last(root: Reader, bits: Bits) -> Any:
+    return root.get("first_last", None, lambda value: end_bits(value, (bits.weight, bits.activation)), _END_RULE)
 
 
 def _bits(reader: Reader) -> Bits:

@@ -6,8 +6,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import secrets
 import time
 import zipfile
 import zlib
@@ -19,6 +17,7 @@ import numpy as np
 
 from qexp.data.splits import Split, Splits
 from qexp.errors import DataError
+from qexp.files import atomic_stream
 from qexp.paths import cache_folder
 
 log = logging.getLogger(__name__)
@@ -171,16 +170,9 @@ def store_splits(file: Path, splits: Splits) -> None:
 
 def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Swap in what `write` writes; where that is not possible, say so in the log and go on."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_stream(file) as stream:
+            write(stream)
     except OSError as error:
         log.warning("%s: cannot be written (%s); going on without this cache.", file, error.strerror or error)

@@ -12,24 +12,6 @@ from collections.abc import Sequence
 from qexp.errors import ConfigError
 
 
-def convolution_side(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
-    """Return the output's side of a convolution or pooling over `size` pixels, all counted in pixels.
-
-    >>> convolution_side(224, kernel=7, stride=2, padding=3)
-    112
-
-    Raises:
-        ConfigError: the kernel does not fit into the padded input.
-    """
-    side = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-    if side < 1:
-        raise ConfigError(
-            f"a kernel of {kernel} (dilation {dilation}) does not fit into {size} pixels with padding {padding}; "
-            "use larger images or another model."
-        )
-    return side
-
-
 def convolution_macs(weight_shape: Sequence[int], output_shape: Sequence[int]) -> int:
     """Return the multiply-accumulates of a convolution for one sample.
 

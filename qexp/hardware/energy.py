@@ -16,6 +16,8 @@ MULTIPLY_PJ = {"int8": 0.2, "int32": 3.1, "float16": 1.1, "float32": 3.7}
 ADD_PJ = {"int8": 0.03, "int32": 0.1, "float16": 0.4, "float32": 0.9}
 CACHE_PJ = {8_192: 10.0, 32_768: 20.0, 1_048_576: 100.0}
 """Bytes of a cache -> picojoules of one 64-bit access."""
+CACHE = 1_048_576
+"""Bytes of the cache that inputs are taken to come from."""
 DRAM_PJ = (1300.0, 2600.0)
 """Of one 64-bit access, least and most."""
 ACCESS_BYTES = 8
@@ -51,27 +53,18 @@ def mac_energy(weight_bits: int, activation_bits: int) -> float:
     return MULTIPLY_PJ["int8"] * weight_bits * activation_bits / 64 + ADD_PJ["int32"]
 
 
-def layer_energy(
-    macs: int, weight_bytes: int, weight_bits: int, input_bytes: int, activation_bits: int, cache: int = 1_048_576
-) -> Energy:
+def layer_energy(macs: int, weight_bytes: int, weight_bits: int, input_bytes: int, activation_bits: int) -> Energy:
     """Return a layer's energy for one sample: each weight comes from DRAM once, each input from a cache once.
 
     Args:
         macs: multiply-accumulates for one sample; those that take several products several times.
         weight_bytes: that the weights take in memory, which may be more than their multiplier's bits.
         input_bytes: that the inputs take, likewise.
-        cache: bytes of the cache that holds the inputs, a key of `CACHE_PJ`.
-
-    Raises:
-        ConfigError: another cache.
     """
-    if cache not in CACHE_PJ:
-        sizes = ", ".join(map(str, CACHE_PJ))
-        raise ConfigError(f"cache={cache}: energies are known for caches of {sizes} bytes.")
     fetched = weight_bytes / ACCESS_BYTES
     read = input_bytes / ACCESS_BYTES
     least, most = (fetched * each for each in DRAM_PJ)
-    return Energy(macs * mac_energy(weight_bits, activation_bits), read * CACHE_PJ[cache], (least, most))
+    return Energy(macs * mac_energy(weight_bits, activation_bits), read * CACHE_PJ[CACHE], (least, most))
 
 
 def total(parts: Iterable[Energy]) -> Energy:
@@ -83,14 +76,14 @@ def total(parts: Iterable[Energy]) -> Energy:
     return sum(parts, Energy(0.0, 0.0, (0.0, 0.0)))
 
 
-def unique_filters(filters: Iterable[Sequence[bool]], *, inverses: bool = True) -> float:
+def unique_filters(filters: Iterable[Sequence[bool]]) -> float:
     """Return the share of binary 2-D filters that differ: the others' results can be taken from theirs.
 
-    (arXiv 1602.02830, section 3: 42% in its CIFAR-10 network, a mean over layers.)
+    A filter and its negative count once (arXiv 1602.02830, section 3: 42% in its CIFAR-10 network, a mean over
+    layers).
 
     Args:
         filters: each as its signs, True for +1.
-        inverses: count a filter and its negative once.
 
     Raises:
         ConfigError: there is no filter.
@@ -102,5 +95,5 @@ def unique_filters(filters: Iterable[Sequence[bool]], *, inverses: bool = True) 
     if not every:
         raise ConfigError("there is no filter to count.")
     # The one of a pair whose first sign is +1 stands for both.
-    kept = {one if one[0] or not inverses else tuple(not sign for sign in one) for one in every}
+    kept = {one if one[0] else tuple(not sign for sign in one) for one in every}
     return len(kept) / len(every)

@@ -19,15 +19,11 @@ import qexp
 PACKAGES = ("qexp", "torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
 
 
-def describe(command: str | None = None) -> dict[str, Any]:
-    """Return the record of this process: JSON's own types only.
-
-    Args:
-        command: what the user typed; None takes it from this process.
-    """
+def describe() -> dict[str, Any]:
+    """Return the record of this process: JSON's own types only."""
     return {
         # Of a job's process, what the user typed is in the environment; its own line is internal.
-        "command": command or os.environ.get("QEXP_COMMAND") or " ".join(["qexp", *sys.argv[1:]]),
+        "command": os.environ.get("QEXP_COMMAND") or " ".join(["qexp", *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": git_state(Path(qexp.__file__).resolve().parent.parent),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},

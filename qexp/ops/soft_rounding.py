@@ -14,6 +14,9 @@ from torch import Tensor
 ZETA, GAMMA = 1.1, -0.1
 """How far the sigmoid is stretched beyond 1 and 0, so that both ends are reached."""
 
+BETA_START, BETA_END = 20.0, 2.0
+"""Exponents of the penalty that annealing goes from and to."""
+
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
     """Return h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1): 0 rounds down, 1 up.
@@ -34,10 +37,10 @@ def rounding_penalty(h: Tensor, beta: float) -> Tensor:
     return (1 - (2 * h - 1).abs().pow(beta)).sum()
 
 
-def annealed(progress: float, start: float = 20.0, end: float = 2.0) -> float:
-    """Return beta after a share `progress` (0 to 1) of the annealed steps: from `start` to `end` by a cosine.
+def annealed(progress: float) -> float:
+    """Return beta after a share `progress` (0 to 1) of the annealed steps: by a cosine, from 20 to 2.
 
     >>> [round(annealed(share), 1) for share in (0.0, 0.5, 1.0)]
     [20.0, 11.0, 2.0]
     """
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    return BETA_END + (BETA_START - BETA_END) * (1 + math.cos(math.pi * progress)) / 2

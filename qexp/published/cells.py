@@ -74,7 +74,7 @@ class Cell:
         reading: the corrected value where the page has a misprint, else None.
         quantity: `accuracy`, `error`, `degradation`, or what else is counted.
         metric: the name in a run's result that measures the same; an error is compared as one minus it.
-        source: reference and table or figure; `page` where known.
+        source: reference and table or figure.
         how: one of `HOW`; of a value, a row or the whole artefact.
         recipe: the paper's settings by dotted config key (`epochs`, `optimizer.lr`), unless `keys` say otherwise.
         experiment: `<paper>/<name>` of the experiment that makes its runs.
@@ -99,7 +99,6 @@ class Cell:
     metric: str
     source: str
     how: str
-    page: int | None = None
     reading: float | None = None
     note: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -207,7 +206,6 @@ def _cells(plain: Mapping[str, Any], name: str, body: Mapping[str, Any]) -> Iter
                 metric=body["metric"],
                 source=_source(plain, body),
                 how=how,
-                page=body.get("page"),
                 reading=None if detail.get("reading") is None else float(detail["reading"]),
                 note="; ".join(filter(None, [detail.get("note", ""), entry.get("note", "")])),
                 recipe={key: keys.get(key, value) for key, value in _recipe(body, entry, column).items()},

@@ -172,7 +172,7 @@ def entries(artefact: Artefact, runs: Sequence[Run], only: str = "") -> list[Ent
         runs: any runs.
         only: the cells whose row contains this text, in any case; empty for all.
     """
-    finished, _ = usable_for(artefact, runs)
+    finished = usable_for(artefact, runs)
     found = []
     for cell in artefact.cells_of(only):
         groups = matching(cell.keys, cell.metric, finished) if cell.keys else []
@@ -191,11 +191,11 @@ def _measured(cell: Cell, group: Group, finished: Sequence[Facts]) -> Summary | 
     return summarize(lost) if lost else None
 
 
-def usable_for(artefact: Artefact, runs: Sequence[Run]) -> tuple[list[Facts], list[str]]:
+def usable_for(artefact: Artefact, runs: Sequence[Run]) -> list[Facts]:
     """Return the finished runs of the artefact's command that report its metric; others are no mistake here."""
     done = [facts(run) for run in runs if run.status == "done"]
     fitting = [one for one in done if one.command == artefact.command and artefact.metric in metrics_of(one)]
-    return usable([one.run for one in fitting], artefact.metric)
+    return usable([one.run for one in fitting], artefact.metric)[0]
 
 
 def matching(keys: Mapping[str, str], metric: str, finished: Sequence[Facts]) -> list[Group]:

@@ -35,11 +35,6 @@ class Geometry(NamedTuple):
     dilation_width: int = 1
 
     @property
-    def taps(self) -> int:
-        """Pixels under the kernel."""
-        return self.kernel_height * self.kernel_width
-
-    @property
     def pads(self) -> tuple[int, int, int, int]:
         """Zeros around the image: left, right, top, bottom; negative where pixels are not looked at."""
         rows = (self.out_height - 1) * self.stride_height + (self.kernel_height - 1) * self.dilation_height + 1

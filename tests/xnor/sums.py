@@ -23,7 +23,7 @@ def assert_same_sums(
 ):
     """Compare with torch's sums: the same activations, weights and base."""
     g, plain = geometry, TorchProduct()
-    weights = pack_planes(draws(outputs, g.taps, channels, planes=planes[0]), planes[0])
+    weights = pack_planes(draws(outputs, g.kernel_height * g.kernel_width, channels, planes=planes[0]), planes[0])
     codes = draws(g.images * g.height * g.width, channels, planes=planes[1])
     base = torch.randint(-1000, 1000, (g.out_height * g.out_width, outputs), dtype=torch.int32)
     wanted = plain.sums(plain.pack(codes, planes[1]), plain.weight(weights, channels, planes[1]), g, base)
