@@ -14,15 +14,13 @@ from qexp.calibration import VERSIONS
 from qexp.config import PLAIN_ROUNDING, Config, LayerSetting
 from qexp.later import without_later
 from qexp.ops import VERSIONS as OPS_VERSIONS
+from qexp.saved import DATASET_PLACES
 
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""
 
-_PLACES = ("root", "file", "val_list", "download", "cache", "weights", "teacher", "eval_batch_size", "workers")
-"""Keys of the node `dataset` that say where things are: a digest stands for what they hold."""
-
 _MODEL_PLACES, _TASK_PLACES = ("weights",), ("teacher",)
-"""Likewise, of a model and of a task, whose own arguments may have any other of these names."""
+"""Keys of a model and of a task that say where things are: a digest stands for what they hold."""
 
 _METHOD_KEYS = ("weight", "activation")
 
@@ -43,7 +41,7 @@ def identity(config: Config, digests: Mapping[str, str], *, compiled: bool | Non
     """
     content = {
         "format": FORMAT,
-        "dataset": _told(config.dataset, _PLACES),
+        "dataset": _told(config.dataset, DATASET_PLACES),
         "model": _told(config.model, _MODEL_PLACES),
         "digests": dict(digests),
         "seed": config.seed,

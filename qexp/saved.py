@@ -11,8 +11,11 @@ import yaml
 from qexp.build import check_targets
 from qexp.errors import ConfigError
 
+DATASET_PLACES = ("root", "file", "val_list", "download", "workers", "eval_batch_size")
+"""Keys of a data set that say where it is and how it is read, never what a run computes on."""
+
 PLACES = (
-    *(f"dataset.{key}" for key in ("root", "file", "val_list", "workers", "eval_batch_size")),
+    *(f"dataset.{key}" for key in DATASET_PLACES),
     "trainer.device",
     "trainer.threads",
 )

@@ -290,7 +290,7 @@ def test_widths_that_a_method_does_not_use_are_not_in_the_name() -> None:
 )
 def test_only_data_have_places_that_do_not_matter(node: str, counts: bool) -> None:
     plain = compose()
-    plain[node] |= {"cache": "here"}
+    plain[node] |= {"file": "here"}
     assert (name(parse(plain)) != name(parsed())) == counts
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from qexp.later import meaning_of_absence, without_later
 from qexp.report.ends import ABSENT, Ends, bits_label, ends_of, fits, node_of, rule_of, told_rule
 from qexp.runs import Run
+from qexp.saved import DATASET_PLACES
 
 SUBJECT = ("model", "dataset", "quantizer", "bits")
 """The keys that every table groups by."""
@@ -23,9 +24,7 @@ FLOAT_BITS = "32"
 _RUN_ID = re.compile(r"(?P<model>[^-]+)-(?P<dataset>[^-]+)-(?P<quantizer>[^-]+)(-w\d+a\d+)?-s\d+-[0-9a-f]{8}")
 
 # Places, names and comfort: no part of what was asked of the run.
-_PLACES = tuple(
-    f"dataset.{name}" for name in ("root", "file", "val_list", "download", "cache", "eval_batch_size", "workers")
-)
+_PLACES = tuple(f"dataset.{name}" for name in DATASET_PLACES)
 _NO_RECIPE = (
     "names",
     "seed",
