@@ -18,7 +18,7 @@ HYDRA_COMMANDS = {
 COMMANDS = {
     **HYDRA_COMMANDS,
     "list": "methods, models, data sets and experiments, each with its source",
-    "status": "which jobs of a sweep are done, running, failed, missing",
+    "status": "which runs are done, running, failed or interrupted; which jobs a sweep would start",
     "table": "runs as a table: mean, n, 95% interval; beside what a paper printed",
     "plot": "how every alpha moved, learning curves",
     "cost": "what inference would cost on an accelerator, by bits and bandwidth",
@@ -109,8 +109,12 @@ _OPTIONS = {
     "-sc install=SHELL": 'completion; for bash or zsh: eval "$(qexp -sc install=bash)"',
 }
 _NOT_OF = {
+    "train": ("observer", "engine"),
+    "explain": ("observer", "engine"),
+    "eval": ("observer",),
     "ptq": (
         *(
+            "engine",
             "alpha_regularization",
             "optimizer",
             "schedule",
@@ -123,7 +127,7 @@ _NOT_OF = {
         ),
         *("epochs, batch_size, seed", "quantizer.activation.scope", "alpha_regularization.lambda_alpha"),
         *("optimizer.lr, optimizer.weight_decay", "trainer.device, trainer.precision"),
-    )
+    ),
 }
 """Groups and keys that say nothing to a command."""
 _RUNNING = ("train", "ptq")
@@ -164,7 +168,7 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
         "Groups (group=option):",
     ]
     for group, options in _groups(arguments):
-        if group in _NOT_OF.get(command, ("observer",)):
+        if group in _NOT_OF[command]:
             continue
         if group == "experiment":
             maker = "ptq" if command == "ptq" else "train"
@@ -172,7 +176,7 @@ def command_help(command: str, arguments: Sequence[str] = ()) -> str:
         text = ", ".join(options)
         lines += textwrap.wrap(f"  {group:21}{text}", 110, subsequent_indent=" " * 23, break_on_hyphens=False)
     lines += ["", "Keys used most (all of them: --cfg job):"]
-    keys = {key: text for key, text in _KEYS.items() if key not in _NOT_OF.get(command, ())}
+    keys = {key: text for key, text in _KEYS.items() if key not in _NOT_OF[command]}
     lines += [f"  {key:38}{text}" for key, text in {**_OWN_KEYS.get(command, {}), **keys}.items()]
     shown = {key: text for key, text in _OPTIONS.items() if command in _RUNNING or key not in _RUNNING_ALONE}
     lines += ["", "Options:", *(f"  {option:21}{text}" for option, text in shown.items())]

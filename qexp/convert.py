@@ -1,4 +1,4 @@
-"""Put a plan's quantizers into a network: the only place that swaps modules and rewrites calls."""
+"""Put a plan's quantizers into a network: layers become their quantized forms, calls of ReLU their quantizers."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def _look(hydra: Hydra, config: DictConfig, job: Job, *, here: bool) -> Prefligh
     for line in left_out(jobs, typed, configs):
         print(line, flush=True)
     found = look(job, configs, config, jobs, here=here)
-    say(found)
+    say(found, dry_run=job.dry_run)
     return found
 
 

@@ -31,6 +31,7 @@ def mine(tmp_path: Path) -> Path:
         (["quantizer=pcat"], "unknown quantizer 'pcat'. Did you mean 'pact'?"),
         (["quantzer=pact"], "unknown key 'quantzer'. Did you mean 'quantizer'?"),
         (["+sed=3"], "unknown key 'sed'. Did you mean 'seed'?"),
+        (["engine=xnor"], "'engine' is nothing that qexp train takes: `qexp train --help` has what there is."),
         (["experiment=pact/nofig"], "unknown experiment 'pact/nofig'."),
         (["experiment=qnn/kernels"], "no run is made for it. `qexp table qnn/kernels`"),
         (["bits=9"], "bits=9: a width is 1 to 8, or 32"),

@@ -186,10 +186,14 @@ def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: flo
         none = "; each needs a layer that alone reads another's output, without a norm that was not folded"
         print(f"equalized     {pairs} pair{'s' * (pairs != 1)} of layers{none * (not pairs)}")
     if network.folding.kept:
-        names = ", ".join(name for name, _ in network.folding.kept[:3])
-        more = f" and {len(network.folding.kept) - 3} more" if len(network.folding.kept) > 3 else ""
-        print(f"not folded    {names}{more} (float, per channel; result.json says why)")
+        names = _first([name for name, _ in network.folding.kept])
+        print(f"not folded    {names} (float, per channel; result.json says why)")
     if network.uncorrected:
-        print(f"not corrected {', '.join(network.uncorrected[:3])} ... {len(network.uncorrected)} layers in all")
+        print(f"not corrected {_first(network.uncorrected)}")
     print(f"run           {planned.run.path}")
     print(f"layers        {planned.run.path / LAYERS}", flush=True)
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

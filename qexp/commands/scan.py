@@ -67,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     options.add_argument(
-        "places", nargs="*", metavar="key=value", help="where things are now: dataset.root, trainer.device ..."
+        "places",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="where things are now: dataset.root, trainer.device ...",
     )
     options.add_argument("--points", type=int, default=25, metavar="N", help="values of each alpha (25)")
     options.add_argument("--low", type=float, metavar="X", help="the smallest (0.3; with --relative 0.1)")

@@ -1,4 +1,4 @@
-"""`qexp status`: which runs are done, running, failed, interrupted or missing, how far, and why they failed."""
+"""`qexp status`: which runs are done, running, failed or interrupted, how far, and why they failed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qexp.report.progress import progress_text
 from qexp.report.tables import Column, Table, screen_width, to_terminal
 from qexp.runs import Run
 
-STATES = ("running", "failed", "interrupted", "missing", "done")
+STATES = ("running", "failed", "interrupted", "done")
 """In the order of the table: what wants attention stands first."""
 
 _EXAMPLES = """\
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     options = Parser(
         prog="qexp status",
-        description="Show which runs are done, running, failed, interrupted or missing.",
+        description="Show which runs are done, running, failed or interrupted; of a sweep, what would start.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

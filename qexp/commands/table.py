@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--float-apart", metavar="KEYS", help="settings that a row's float network may have otherwise, with commas"
     )
-    options.add_argument("--metric", default=None, help="the number to show (test_accuracy)")
+    options.add_argument("--metric", default=None, help="the number to show (what the runs are known by)")
     options.add_argument("--format", choices=FORMATS, help="terminal, or what --output's name asks for")
     options.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
     options.add_argument(

@@ -225,7 +225,8 @@ def _figures(planned: Planned, metrics: dict[str, float]) -> Path | None:
 
 
 def _say_result(planned: Planned, result: dict[str, Any], figure: Path | None) -> None:
-    print(accuracy_line(result["metrics"], planned.primary_metric, f"{planned.config.epochs} epochs"))
+    epochs = planned.config.epochs
+    print(accuracy_line(result["metrics"], planned.primary_metric, f"{epochs} epoch{'s' * (epochs != 1)}"))
     print(f"run           {planned.run.path}")
     if figure is not None:
         print(f"figure        {figure}")

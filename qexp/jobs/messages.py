@@ -85,7 +85,13 @@ def _unknown_keys(loader: QexpLoader, command: str, overrides: Sequence[str]) ->
             left = [item for item in left if item not in wrong]
             messages.append(match["key"])
     known = _known_names(loader, command, left)
-    return [f"unknown key '{decode_pattern(key)}'.{_nearest(key, known)}" for key in messages]
+    return [_unknown(loader, command, key, known) for key in messages]
+
+
+def _unknown(loader: QexpLoader, command: str, key: str, known: list[str]) -> str:
+    if key in _groups(loader):
+        return f"'{key}' is nothing that qexp {command} takes: `qexp {command} --help` has what there is."
+    return f"unknown key '{decode_pattern(key)}'.{_nearest(key, known)}"
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -90,13 +90,14 @@ def look(
     return found
 
 
-def say(found: Preflight) -> None:
-    """Print what cannot run, each reason once, and which jobs are one run."""
+def say(found: Preflight, *, dry_run: bool) -> None:
+    """Print what cannot run, each reason once, and which jobs are one run; `dry_run`: none is started."""
     for reason, records in by_reason(found.refused).items():
         names = records[0].overrides if len(records) == 1 else f"{len(records)} jobs ({records[0].overrides}, ...)"
         print(f"cannot run {names}: {reason}", file=sys.stderr, flush=True)
-    if found.refused and found.jobs:
-        print(f"starting the other {len(found.jobs)} jobs", file=sys.stderr, flush=True)
+    if found.refused and found.jobs and not dry_run:
+        left = len(found.jobs)
+        print(f"starting the other {left} job{'s' * (left != 1)}", file=sys.stderr, flush=True)
     for typed in found.same:
         print(f"one run, made once: {'; '.join(typed)}", flush=True)
     if found.done:

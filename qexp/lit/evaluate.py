@@ -96,7 +96,8 @@ def batches_of(source: DataSource, split: str, device: torch.device | str, *, ch
     batches = make(None, device, channels_last=channels_last)
     if batches is None:
         raise ConfigError(
-            "eval.split=validation: the data set keeps none; set dataset.validation to a share above 0."
+            "eval.split=validation: nothing was set apart; a run has such images where it was trained with"
+            " dataset.validation above 0."
         )
     return batches
 
