@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import nn
 
-from qexp.commands.network import refuse_text
 from qexp.config import Config
 from qexp.data.base import DataSource
 from qexp.errors import ConfigError, TrainingError
@@ -34,7 +33,6 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
         CheckpointError: `engine.load` is no packed checkpoint of this network.
         TrainingError: the proof fails: a bug of the kernel, or a processor that computes otherwise.
     """
-    refuse_text(config, "engine=xnor runs")
     _refuse_place(config.engine.save)
     network.eval()
     weights = None
@@ -56,7 +54,8 @@ def evaluate_packed(network: nn.Module, source: DataSource, config: Config) -> d
 def _require_proof(engine: Engine, network: nn.Module | None, source: DataSource, split: str) -> None:
     device = engine.product.device
     with float32(device):
-        proof = prove(engine, network, batches_of(source, split, device, channels_last=False))
+        batches = batches_of(source, split, device, channels_last=False)
+        proof = prove(engine, network, batches, text=source.task == "language_modelling")
     print("\n".join(proof_lines(engine, proof)))
     if not proof.holds:
         where = ", ".join(proof.broken) or "the scores"

@@ -87,8 +87,12 @@ class QuantRecurrence(Recurrence):
     def forward(self, gates: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Walk over the steps with quantized weights and quantized last outputs."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        reader = self.input_quantizer or (lambda output: output)
-        return walk(self, gates, state, weight, lambda product: _with_gradient(self, product), reader)
+
+        def product(output: Tensor) -> Tensor:
+            read = output if self.input_quantizer is None else self.input_quantizer(output)
+            return _with_gradient(self, F.linear(read, weight))
+
+        return walk(self, gates, state, product)
 
 
 def float_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

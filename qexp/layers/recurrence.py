@@ -63,23 +63,18 @@ class Recurrence(nn.Linear):
             state: (layers, states, N, H) of all recurrent layers before the first step; None where nothing was
                 before: the first step then has no last output to multiply.
         """
-        return walk(self, gates, state, self.weight, lambda product: product, lambda output: output)
+        return walk(self, gates, state, lambda output: F.linear(output, self.weight))
 
 
 def walk(
-    layer: Recurrence,
-    gates: Tensor,
-    state: Tensor | None,
-    weight: Tensor,
-    after: Callable[[Tensor], Tensor],
-    before: Callable[[Tensor], Tensor],
+    layer: Recurrence, gates: Tensor, state: Tensor | None, product: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Run the steps with these weights; `before` and `after` act on each step's input of the product and on it."""
+    """Run the steps; `product` makes of each step's last output (N, H) what it contributes to the gates."""
     step, outputs = CELLS[layer.cell], []
     now = None if state is None else state[layer.place]
     for contribution in gates.unbind(dim=1):
         if now is not None:
-            contribution = contribution + after(F.linear(before(now[0]), weight))
+            contribution = contribution + product(now[0])
         now = step(contribution, now)
         outputs.append(now[0])
     assert now is not None, "a sequence has at least one step"

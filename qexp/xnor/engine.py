@@ -7,6 +7,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,12 +16,12 @@ from torch.nn import functional as F
 from qexp.convert import TwoModes
 from qexp.errors import ConfigError
 from qexp.graph.tracing import keeps_levels, sources
-from qexp.layers.quantized import QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantLayer, QuantRecurrence
 from qexp.quantizers.base import Quantizer
 from qexp.xnor.extension import NoCompilerError, native
 from qexp.xnor.fusion import called, fused
 from qexp.xnor.grids import Grid, grid_of, one_step
-from qexp.xnor.layers import IntegerLayer, Mode
+from qexp.xnor.layers import IntegerLayer, IntegerRecurrence, Mode, read_and_made
 from qexp.xnor.product import NativeProduct, TorchProduct
 from qexp.xnor.triton_kernel import TritonProduct
 
@@ -82,7 +83,7 @@ def make_engine(
     for node, layer in _layers(graph):
         name = str(node.target)
         try:
-            if not isinstance(layer, QuantConv2d | QuantLinear):
+            if not isinstance(layer, QuantLayer):
                 raise ConfigError("its weights are float")
             grid = _input_grid(graph, node, layer)
             packed = None if weights is None else _placed(weights.get(name), product.device)
@@ -90,7 +91,7 @@ def make_engine(
         except ConfigError as error:
             engine.left.append((name, str(error)))
             continue
-        _replace(graph, name, made)
+        _replace(graph, name, IntegerRecurrence(layer, made) if isinstance(layer, QuantRecurrence) else made)
         engine.layers.append(made)
     engine.fused = fused(graph)
     return engine
@@ -122,10 +123,12 @@ def _layers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Conv2d | nn.Lin
                 yield node, module
 
 
-def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantConv2d | QuantLinear) -> Grid:
+def _input_grid(graph: fx.GraphModule, node: fx.Node, layer: QuantLayer) -> Grid:
     """Return the grid of the values that a layer is called with, or raise ConfigError with the reason."""
     if layer.input_quantizer is not None:
         found: set[Quantizer | None] = {layer.input_quantizer}
+    elif isinstance(layer, QuantRecurrence):  # it reads its own output, and is called with something else
+        raise ConfigError("its input is float")
     else:
         calls = [call for call in graph.graph.nodes if call.target == node.target]
         found = {_quantizer(graph, made) for call in calls for made in sources(graph, call, _keeps_levels)}
@@ -202,7 +205,9 @@ class Proof:
 
 
 @torch.no_grad()
-def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]]) -> Proof:
+def prove(
+    engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Tensor, Tensor]], *, text: bool = False
+) -> Proof:
     """Run `engine` on bits, fused too, and on integers by float convolutions, and `network` as it is; compare.
 
     With `network` also layer by layer on the same input: there no sum falls to another side of a threshold.
@@ -210,6 +215,7 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
     Args:
         network: the fake-quantized network that `engine` was made from, in evaluation mode; None: it is not there.
         batches: of (images, labels), on the engine's device, as `network` is.
+        text: the batches are successive windows of a text, which networks read with a state; a sample is a token.
 
     Raises:
         ConfigError: the network answers with anything but scores (N, classes, ...); an input is off its grid.
@@ -217,24 +223,25 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
     samples = same = plain = 0
     logits = same_fused = True
     outputs = dict.fromkeys((layer.name for layer in engine.layers), 0)
+    on_bits, on_integers, as_fused, by_floats = (_Answers(text) for _ in range(4))
     for images, _ in batches:
         engine.set_mode("prove")
-        packed = engine.network(images)
+        packed = on_bits(engine.network, images)
         engine.set_mode("reference")
-        fake = engine.network(images)
+        fake = on_integers(engine.network, images)
         if not isinstance(fake, Tensor) or fake.dim() < 2:
             raise ConfigError(
                 f"engine xnor: the network answers with a {type(fake).__name__}; it runs networks that answer with"
                 " one tensor, a score for each class, not yet those that detect objects."
             )
         logits = logits and torch.equal(packed, fake)
-        samples += len(images)
+        samples += len(fake)
         same += _same_classes(packed, fake)
         engine.set_mode("packed")
-        same_fused = same_fused and torch.equal(engine.fused(images), packed)
+        same_fused = same_fused and torch.equal(as_fused(engine.fused, images), packed)
         if network is not None:
             with _looking(engine.layers, network, outputs):
-                plain += _same_classes(packed, network(images))
+                plain += _same_classes(packed, by_floats(network, images))
     found = [(layer.name, layer.compared, layer.different) for layer in engine.layers]
     if network is None:  # what the weights were before they were packed is not known
         return Proof(found, None, None, samples, logits, same_fused, same, None)
@@ -242,12 +249,29 @@ def prove(engine: Engine, network: nn.Module | None, batches: Iterable[tuple[Ten
     return Proof(found, weights, list(outputs.values()), samples, logits, same_fused, same, plain)
 
 
+class _Answers:
+    """What one network answers to batch after batch: scores (N, classes, ...).
+
+    Reading a `text` it answers with those of each token (N, T, classes), and with the state that it goes on from.
+    """
+
+    def __init__(self, text: bool) -> None:
+        self.text = text
+        self.state: Tensor | None = None
+
+    def __call__(self, network: nn.Module, batch: Tensor) -> Any:
+        if not self.text:
+            return network(batch)
+        scores, self.state = network(batch, self.state)
+        return scores.flatten(0, 1)
+
+
 @contextlib.contextmanager
 def _looking(layers: list[IntegerLayer], network: nn.Module, outputs: dict[str, int]) -> Iterator[None]:
     """While `network` runs, count into `outputs`, by layer, what `layers` make otherwise of the same input."""
 
-    def count(layer: IntegerLayer, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        outputs[layer.name] += layer.outputs_off(inputs[0], output)
+    def count(layer: IntegerLayer, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs[layer.name] += layer.outputs_off(*read_and_made(module, inputs, output))
 
     handles = [
         network.get_submodule(layer.name).register_forward_hook(functools.partial(count, layer))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qexp.errors import ConfigError
-from qexp.layers.quantized import QuantConv2d, QuantLinear, float_output
+from qexp.layers.quantized import QuantLayer, QuantRecurrence, float_output
+from qexp.layers.recurrence import walk
 from qexp.quantizers.image import ImageGrid
 from qexp.xnor.grids import ROUNDED, Grid, grid_of, one_step
 from qexp.xnor.packing import pack_planes
@@ -30,7 +31,7 @@ class IntegerLayer(nn.Module):
 
     Args:
         name: for messages.
-        layer: evaluated layer with a weight quantizer.
+        layer: evaluated layer with a weight quantizer; of a recurrent one, the product of one step.
         grid: of its input.
         product: takes the sums on bits.
         weights: grid and codes from a packed checkpoint; None: the layer's own.
@@ -44,7 +45,7 @@ class IntegerLayer(nn.Module):
     def __init__(
         self,
         name: str,
-        layer: QuantConv2d | QuantLinear,
+        layer: QuantLayer,
         grid: Grid,
         product: TorchProduct,
         weights: tuple[Grid, Tensor] | None = None,
@@ -249,12 +250,40 @@ class IntegerLayer(nn.Module):
         return sums.reshape(shape).permute(0, 3, 1, 2)
 
 
+class IntegerRecurrence(nn.Module):
+    """The walk of a recurrent layer over the steps, `product` of each step's last output taken on integers."""
+
+    def __init__(self, layer: QuantRecurrence, product: IntegerLayer) -> None:
+        super().__init__()
+        self.layer, self.product = layer, product
+
+    def forward(self, gates: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `Recurrence` does: each step's output (N, T, H) and the last state (states, N, H)."""
+        return walk(self.layer, gates, state, self.product)
+
+
+def read_and_made(layer: QuantLayer, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor, Tensor]:
+    """Return what a float layer multiplied by its weights, before its quantizer, and the product (with a bias).
+
+    Args:
+        inputs: that the layer was called with.
+        output: what it returned; of a recurrent layer the last outputs are in it, the products are taken again.
+    """
+    if not isinstance(layer, QuantRecurrence):
+        return inputs[0], output
+    (_, state), read = inputs, output[0][:, :-1]
+    if state is not None:
+        read = torch.cat([state[layer.place][0].unsqueeze(1), read], dim=1)
+    assert layer.weight_quantizer is not None and layer.input_quantizer is not None
+    return read, float_output(layer, layer.input_quantizer(read), layer.weight_quantizer(layer.weight))
+
+
 def _by_channel(value: Tensor, after: list[int]) -> Tensor:
     """Return a scalar as it is, one value for each channel so that it broadcasts against (N, channels, ...)."""
     return value.reshape(-1, *after) if value.dim() else value
 
 
-def _weight_grid(layer: QuantConv2d | QuantLinear) -> tuple[Grid, Tensor]:
+def _weight_grid(layer: QuantLayer) -> tuple[Grid, Tensor]:
     """Return the grid of a layer's weights and their codes, or raise ConfigError with the reason."""
     quantizer = layer.weight_quantizer
     if quantizer is None or quantizer.bits == 32:

@@ -53,8 +53,10 @@ def test_what_is_made_for_images_says_so(tmp_path: Path, capsys: pytest.CaptureF
     (run,) = (path.parent for path in tmp_path.rglob("result.json"))
     assert main(["eval", str(run)]) == 0
     assert "test perplexity" in capsys.readouterr().out
+    assert main(["eval", str(run), "engine=xnor"]) == 0
+    out = capsys.readouterr().out
+    assert "recurrent.0.hidden  w4 a4 bits" in out and "the same as in" in out
     tries = (
-        ["eval", str(run), "engine=xnor"],
         ["scan", str(run)],
         ["bench", "step", "--model", "lstm"],
         ["ptq", "model=lstm", "dataset=descriptions", "quantizer=uniform", f"model.weights={run}"],
