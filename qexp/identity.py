@@ -14,7 +14,7 @@ from qexp.calibration import VERSIONS
 from qexp.config import PLAIN_ROUNDING, Config, LayerSetting
 from qexp.later import without_later
 from qexp.ops import VERSIONS as OPS_VERSIONS
-from qexp.saved import DATASET_PLACES
+from qexp.paths import DATASET_PLACES
 
 FORMAT = 1
 """Of the identity itself; a new one gives every run a new name."""

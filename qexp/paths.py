@@ -1,4 +1,4 @@
-"""Where qexp's own files are, and where it keeps what can be made again."""
+"""Where qexp's own files are, where it keeps what can be made again, and which settings say where data are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
+
+DATASET_PLACES = ("root", "file", "val_list", "download", "workers", "eval_batch_size")
+"""Keys of a data set that say where it is and how it is read, never what a run computes on."""
 
 
 def config_dir() -> Path:

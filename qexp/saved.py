@@ -10,9 +10,7 @@ import yaml
 
 from qexp.build import check_targets
 from qexp.errors import ConfigError
-
-DATASET_PLACES = ("root", "file", "val_list", "download", "workers", "eval_batch_size")
-"""Keys of a data set that say where it is and how it is read, never what a run computes on."""
+from qexp.paths import DATASET_PLACES
 
 PLACES = (
     *(f"dataset.{key}" for key in DATASET_PLACES),

@@ -41,8 +41,13 @@ TRAINING = {
     "logger",
     "budget",
 }
-OF_OTHERS = {"ptq": TRAINING}
-"""Groups that say nothing to a command; to those that do not calibrate, how activations are observed."""
+OF_OTHERS = {
+    "train": {"observer", "engine"},
+    "explain": {"observer", "engine"},
+    "eval": {"observer"},
+    "ptq": {*TRAINING, "engine"},
+}
+"""Groups that a command has no use for."""
 
 
 @pytest.mark.parametrize("command", HYDRA_COMMANDS)
@@ -50,8 +55,8 @@ def test_a_commands_help_lists_every_option(command: str) -> None:
     text = command_help(command)
     for file in config_dir().glob("*/*.yaml"):
         group = file.parent.name
-        assert (f"\n  {group} " in text) == (group not in OF_OTHERS.get(command, {"observer"}))
-        if group not in OF_OTHERS.get(command, {"observer"}):
+        assert (f"\n  {group} " in text) == (group not in OF_OTHERS[command])
+        if group not in OF_OTHERS[command]:
             assert file.stem in text
 
 

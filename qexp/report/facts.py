@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qexp.later import meaning_of_absence, without_later
+from qexp.paths import DATASET_PLACES
 from qexp.report.ends import ABSENT, Ends, bits_label, ends_of, fits, node_of, rule_of, told_rule
 from qexp.runs import Run
-from qexp.saved import DATASET_PLACES
 
 SUBJECT = ("model", "dataset", "quantizer", "bits")
 """The keys that every table groups by."""

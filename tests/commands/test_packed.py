@@ -53,7 +53,9 @@ def test_a_run_evaluates_the_same_on_bits_and_from_the_file_it_packs(
 def test_what_is_not_proved_is_not_saved(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, file = packed.prove, tmp_path / "packed.safetensors"
     split = "validation" if way == "no samples" else "test"
-    monkeypatch.setattr(packed, "prove", lambda *given: dataclasses.replace(real(*given), logits=False))
+    monkeypatch.setattr(
+        packed, "prove", lambda *given, **how: dataclasses.replace(real(*given, **how), logits=False)
+    )
     expected: type[QexpError] = ConfigError if split == "validation" else TrainingError
     with pytest.raises(expected):
         evaluate(f"engine.save={file}", f"eval.split={split}")

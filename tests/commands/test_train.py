@@ -105,7 +105,8 @@ def test_what_rounds_otherwise_is_the_same_and_another_sample_is_not(
 ) -> None:
     run = RunDirectory(tmp_path)
     run.write_result({"metrics": {metric: recorded}})
-    assert evaluation._compare(run, {metric: measured}, metric) is same
+    matches, words = evaluation._compare(run, {metric: measured}, metric)
+    assert matches is same and words.startswith("the same as in" if same else "NOT the")
 
 
 def test_eval_of_another_network_is_refused(config):
