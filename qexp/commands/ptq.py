@@ -180,20 +180,17 @@ def _table(found: Sequence[Any]) -> str:
 
 
 def _say(planned: Planned, network: Any, metrics: dict[str, float], seconds: float) -> None:
+    from qexp.models.weights import listed
+
     print(accuracy_line(metrics, planned.primary_metric, f"calibrated in {seconds:.1f} s"))
     if network.equalized is not None:
         pairs = len(network.equalized.pairs)
         none = "; each needs a layer that alone reads another's output, without a norm that was not folded"
         print(f"equalized     {pairs} pair{'s' * (pairs != 1)} of layers{none * (not pairs)}")
     if network.folding.kept:
-        names = _first([name for name, _ in network.folding.kept])
+        names = listed([name for name, _ in network.folding.kept])
         print(f"not folded    {names} (float, per channel; result.json says why)")
     if network.uncorrected:
-        print(f"not corrected {_first(network.uncorrected)}")
+        print(f"not corrected {listed(network.uncorrected)}")
     print(f"run           {planned.run.path}")
     print(f"layers        {planned.run.path / LAYERS}", flush=True)
-
-
-def _first(names: Sequence[str]) -> str:
-    """Return three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
