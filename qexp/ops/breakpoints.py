@@ -84,8 +84,8 @@ def one_shot(m: Tensor, shape: Shape) -> Tensor:
     """Return the breakpoint by the paper's fitted formulas, for m between 3 and 10 within 1%.
 
     p = ln(0.8614 m + 0.6079) for Gauss and 0.8030 sqrt(m) - 0.3167 for Laplace, with the digits of the authors'
-    code. The paper writes them as p / m; they give p. Outside 0 < p < m / 2, where no optimum lies, the nearest of
-    m / 100 and m / 2 is taken (ours: their fit ends at m = 3).
+    code. The paper writes them as p / m; they give p. Outside the paper's 0 < p < m / 2 the nearest of m / 100 and
+    m / 2 is taken (ours: their fit ends at m = 3).
 
     Args:
         m: largest magnitude in standard deviations.
@@ -101,8 +101,9 @@ def optimal_edges(m: Tensor, breakpoints: int, shape: Shape) -> Tensor:
     """Return the edges (breakpoints + 2, ...) from 0 to m that minimize the expected error.
 
     One breakpoint solves equation 8, whose tail reaches beyond m; more follow the supplement's equation 2, which
-    ends at m. Each breakpoint is brought to its optimum between its neighbours until none moves: the error is
-    convex in each (Lemma 1).
+    ends at m (`piecewise_error` puts all mass beyond m in its last piece). Each breakpoint is brought to its
+    optimum between its neighbours until none moves; Lemma 1 shows the error convex for one below m / 2. For m below
+    1.35 (Gauss) or about 1 (Laplace), a channel of nearly equal magnitudes, the one is beyond m / 2.
 
     Args:
         m: float64, largest magnitude in standard deviations, above 0.

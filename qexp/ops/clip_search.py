@@ -86,9 +86,11 @@ def squared_error_level(x: Tensor, level: Tensor, steps: int | None, signed: boo
 def least_squares_step(x: Tensor, lowest: int, highest: int, channels: bool) -> Tensor:
     """Return the step whose multiples from `lowest` to `highest` come nearest to `x` in the sum of squares.
 
-    Of many starts, each improved in three sweeps: the integers for a step, then the best step for these integers
-    (<x, q> / <q, q>). The largest start is 1.2 times the step that takes the largest |x| to the nearer end, where
-    few weights often have their best one; the smallest is a fifth of the step that takes it to the farther end.
+    The best of many starts, each improved in three sweeps: the integers for a step, then the best step for these
+    integers (<x, q> / <q, q>). The largest start is 1.2 times the step that takes the largest |x| to the nearer
+    end, where few weights often have their best one; the smallest is a fifth of the step that takes it to the
+    farther end. For very few weights a still larger step, which uses fewer of the integers, can be better: of
+    Gaussian channels of 9 weights at 4 bits about one in twenty ends over 2% above its least error, of 25 none.
 
     Args:
         x: weights (channels, ...).

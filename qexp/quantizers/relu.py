@@ -23,7 +23,8 @@ from qexp.quantizers.base import Quantizer, Rounding, Site, clip_steps, grid_ste
 def largest_value(x: Tensor, signed: bool = False) -> Tensor:
     """Return the maximum of `x` (of |x| if `signed`) as a float32 scalar.
 
-    Its gradient reaches the maximum itself, so that a clip at this level passes every element's gradient on.
+    Its gradient reaches the maximum itself, so that a clip at this level passes every element's gradient on; where
+    several elements are the maximum, each gets the mean of theirs.
 
     >>> (
     ...     largest_value(torch.tensor([-3.0, 2.0])).item(),
