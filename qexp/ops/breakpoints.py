@@ -102,8 +102,8 @@ def optimal_edges(m: Tensor, breakpoints: int, shape: Shape) -> Tensor:
 
     One breakpoint solves equation 8, whose tail reaches beyond m; more follow the supplement's equation 2, which
     ends at m (`piecewise_error` puts all mass beyond m in its last piece). Each breakpoint is brought to its
-    optimum between its neighbours until none moves; Lemma 1 shows the error convex for one below m / 2. For m below
-    1.35 (Gauss) or about 1 (Laplace), a channel of nearly equal magnitudes, the one is beyond m / 2.
+    optimum between its neighbours until none moves; Lemma 1 shows the error convex for one below m / 2. For m
+    below 1.35 (Gauss) or about 1 (Laplace), a channel of nearly equal magnitudes, the one is beyond m / 2.
 
     Args:
         m: float64, largest magnitude in standard deviations, above 0.
