@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from qexp.errors import ConfigError
+from qexp.files import atomic_write
 
 
 def tensorboard(*, directory: Path, name: str, purge_step: int = 0) -> Logger:
@@ -43,11 +46,35 @@ def wandb(
 def mlflow(
     *, directory: Path, name: str, purge_step: int = 0, uri: str | None = None, project: str = "qexp"
 ) -> Logger:
-    """MLflow; needs its package. Without `uri` it writes into `directory`/mlruns."""
-    logger: Any = _imported("MLFlowLogger", "mlflow")
-    return logger(
-        experiment_name=project, run_name=name, tracking_uri=uri, save_dir=str(Path(directory) / "mlruns")
+    """MLflow; needs its package. Without `uri` it writes into `directory`/mlruns.
+
+    Args:
+        purge_step: a resumed run goes on with the record whose id `directory`/mlflow_run.txt holds; an epoch that
+            it does again stands there twice.
+    """
+    kind: Any = _imported("MLFlowLogger", "mlflow")
+    if uri is None:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer ones ask whether a folder is meant
+    note = Path(directory) / "mlflow_run.txt"
+
+    class Noting(kind):
+        @property
+        @rank_zero_experiment
+        def experiment(self) -> Any:
+            known = self._run_id
+            client = super().experiment
+            if known is None:
+                atomic_write(note, self._run_id)
+            return client
+
+    logger: Logger = Noting(
+        experiment_name=project,
+        run_name=name,
+        tracking_uri=uri,
+        save_dir=str(Path(directory) / "mlruns"),
+        run_id=note.read_text() if purge_step > 0 and note.is_file() else None,
     )
+    return logger
 
 
 def _imported(kind: str, package: str) -> Any:
