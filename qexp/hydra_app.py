@@ -50,7 +50,8 @@ def parser(command: str) -> argparse.ArgumentParser:
     options.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     options.add_argument("--resolve", action="store_true")
     options.add_argument("--package", "-p")
-    options.add_argument("--info", "-i", nargs="?", const="all")
+    topics = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+    options.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     options.add_argument("--shell-completion", "-sc", action="store_true")
     return options
 
@@ -86,13 +87,15 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     job = Job(command, dry_run=arguments.dry_run, config_dir=arguments.config_dir)
     if arguments.cfg:
         _check_cfg(arguments, named=_names_run(command, overrides))
+    elif arguments.resolve or arguments.package:
+        raise ConfigError("--resolve and --package say how --cfg prints; add --cfg job, or leave them out.")
     try:
         if arguments.shell_completion:
             hydra.shell_completion(config_name=command, overrides=overrides)
         elif arguments.cfg == "job" and not arguments.package:
             _print_config(hydra, command, overrides, resolve=arguments.resolve)
         elif arguments.cfg:
-            hydra.show_cfg(command, overrides, arguments.cfg, arguments.package, arguments.resolve)
+            return _show(hydra, command, overrides, arguments)
         elif arguments.info:
             hydra.show_info(arguments.info, command, overrides)
         else:
@@ -234,6 +237,15 @@ def _check_cfg(arguments: argparse.Namespace, *, named: bool) -> None:
         )
     if named and (arguments.cfg != "job" or arguments.package):
         raise ConfigError("--cfg job, without --package, prints a run's configuration; leave the rest out.")
+
+
+def _show(hydra: Hydra, command: str, overrides: list[str], arguments: argparse.Namespace) -> int:
+    """Print what --cfg and --package ask for; of a package that there is none of Hydra says so, and exits."""
+    try:
+        hydra.show_cfg(command, overrides, arguments.cfg, arguments.package, arguments.resolve)
+    except SystemExit:
+        return ConfigError.exit_code
+    return 0
 
 
 def _print_config(hydra: Hydra, command: str, overrides: list[str], *, resolve: bool) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +298,53 @@ def test_the_printed_configuration_names_layers_by_pattern(capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "a.*:" in printed
     assert "hydra" not in printed
+
+
+@pytest.fixture
+def kept_log() -> Iterator[None]:
+    """What --info prints goes through the root logger, which Hydra leaves changed."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("kept_log")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cfg", "job", "--resolve", "seed=7", "output_dir='${seed}'"], "output_dir: 7"),
+        (["--cfg", "job", "seed=7", "output_dir='${seed}'"], "output_dir: ${seed}"),
+        (["--cfg", "job", "--package", "bits"], "# @package bits\nweight: 4"),
+        (["--info", "defaults"], "Defaults List\n"),
+        (["--info"], "Installed Hydra Plugins\n"),
+    ],
+)
+def test_hydras_own_options_print_and_start_nothing(
+    started: list[Config], capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert hydra_app.main("train", words) == 0
+    assert said in capsys.readouterr().out
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resolve"], "--resolve and --package say how --cfg prints; add --cfg job, or leave them out."),
+        (["--package", "bits"], "--resolve and --package say how --cfg prints; add --cfg job, or leave them out."),
+        (["--cfg", "job", "--package", "bitz"], "package 'bitz' not found in config"),
+        (["--info", "bits"], "invalid choice: 'bits' (choose from"),
+    ],
+)
+def test_hydras_own_options_are_refused_in_one_line(
+    started: list[Config], capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert hydra_app.main("train", words) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and len(printed.err.splitlines()) == 1
+    assert printed.out == "" and started == []
 
 
 @pytest.mark.parametrize("override", ["seed=3", "bits=w4a8", "bits=2,4", "model.hidden=[1,2]", "bits.weight=4"])
