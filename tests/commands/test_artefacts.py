@@ -49,16 +49,6 @@ def test_every_table_is_drawn_before_anything_is_run(name: str) -> None:
     assert texts.count("not run") >= sum(bool(cell.keys) for cell in load_artefact(name).cells)
 
 
-def test_runs_of_one_cell_are_told_apart_by_what_they_did_otherwise() -> None:
-    pact = Path(__file__).parents[2] / "outputs" / "results" / "pact"
-    runs = [run for folder in ("studies", "lambda") for run in find_runs(pact / folder)]
-    figure = cells_figure(load_artefact("pact/fig9"), runs)
-    labels = [text.get_text() for axes in figure.axes for text in axes.get_yticklabels()]
-    of_cell = [label for label in labels if label.startswith("neither quantized")]
-    assert len(of_cell) == len(set(of_cell)) > 1
-    assert any("lambda_alpha=0.01" in label for label in of_cell)
-
-
 def test_the_system_model_is_drawn_beside_the_published_points() -> None:
     points = [(bits, bandwidth, 100.0, 110.0) for bits in (2, 16) for bandwidth in (32.0, float("inf"))]
     figure: Figure = system_figure(points, "a caption")

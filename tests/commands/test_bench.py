@@ -19,6 +19,7 @@ from qexp.commands import bench
 from qexp.commands.network import build_network
 from qexp.data.digits import Digits
 from qexp.errors import ConfigError, TrainingError
+from qexp.lit import cpu
 from qexp.ops.clip import clip_round
 from qexp.xnor import triton_kernel
 from qexp.xnor.extension import NoCompilerError
@@ -284,6 +285,8 @@ def test_the_long_topics_are_asked_for_by_name() -> None:
         (["memory", "rounding=arctan"], "unknown rounding 'arctan'"),
         (["--json", "nowhere/bench.json"], "there is no folder nowhere"),
         (["memory", "--quantizer", "pcat"], "Did you mean 'pact'"),
+        (["memory", "--threads", "0"], "argument --threads: '0' is no whole number above 0"),
+        (["memory", "--batch-size", "x"], "argument --batch-size: 'x' is no whole number above 0"),
     ],
 )
 def test_mistakes(words: list[str], message: str) -> None:
@@ -301,6 +304,16 @@ def test_how_the_network_is_quantized_may_be_said_anywhere(
     assert one.name == "lsq rounding=asr rounding.k=2 W4A4"
     assert one.config.rounding["k"] == 2 and one.config.quantizer["weight"]["_target_"].endswith("LSQ")
     assert one.float_config.rounding["_target_"].endswith("ste")
+
+
+def test_steps_have_the_threads_and_the_images_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, seen = [], []
+    monkeypatch.setattr(cpu, "prepare", threads.append)
+    monkeypatch.setattr(training, "memory", lambda one: seen.append(one) or [])
+    bench.main(["memory", "--threads", "3", "--batch-size", "7", "--precision", "float32"])
+    (one,) = seen
+    assert threads == [3]
+    assert one.config.batch_size == one.float_config.batch_size == 7
 
 
 def test_a_configuration_is_what_train_composes() -> None:

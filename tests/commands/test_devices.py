@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,17 @@ def test_one_run_waits_for_the_other_and_says_so(capsys):
     with occupied(["cuda:0", "cuda:1"]):
         thread = threading.Thread(target=second)
         thread.start()
-        thread.join(timeout=0.3)
+        printed, deadline = "", time.monotonic() + 60
+        while "\n" not in printed and time.monotonic() < deadline:
+            time.sleep(0.01)
+            printed += capsys.readouterr().out
         assert thread.is_alive()
         with occupied(["cuda:3"]):  # another device is free
             events.append("first ends")
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert events == ["first ends", "second begins"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"waiting for cuda:1: the distributed run of process {os.getpid()} is on it"]
+    printed += capsys.readouterr().out
+    assert printed.splitlines() == [f"waiting for cuda:1: the distributed run of process {os.getpid()} is on it"]
 
 
 def test_the_lock_of_a_killed_run_is_free(tmp_path):

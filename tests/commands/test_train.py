@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import qexp.files
 from qexp import hydra_app
+from qexp.build import build
 from qexp.commands import eval as evaluation
 from qexp.commands import train
+from qexp.commands.network import build_network
 from qexp.config import Config, parse
 from qexp.errors import CheckpointError, ConfigError, OutputError, QexpError, TrainingError
 from qexp.layers.quantized import QuantLinear
@@ -107,6 +110,28 @@ def test_what_rounds_otherwise_is_the_same_and_another_sample_is_not(
     run.write_result({"metrics": {metric: recorded}})
     matches, words = evaluation._compare(run, {metric: measured}, metric)
     assert matches is same and words.startswith("the same as in" if same else "NOT the")
+
+
+def test_images_set_apart_are_measured_after_each_epoch(config, capsys):
+    validated = config("dataset.validation=0.1")
+    run = RunDirectory(train.run(validated)["path"])
+    seen = {(epoch, name): value for epoch, _, name, value in run.metrics.rows() if name.startswith("val_")}
+    assert set(seen) == {(epoch, name) for epoch in (1, 2) for name in ("val_loss", "val_accuracy")}
+    source = build(validated.dataset)
+    network = build_network(validated, source)
+    evaluation.load_run(network.eval(), run)
+    batches = list(source.validation_batches(None, torch.device("cpu")))
+    labels = torch.cat([labels for _, labels in batches])
+    with torch.no_grad():
+        logits = torch.cat([network(images) for images, _ in batches])
+    right = int((logits.argmax(dim=1) == labels).sum())
+    assert len(labels) == 144
+    assert seen[2, "val_accuracy"] == right / 144
+    assert seen[2, "val_loss"] == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-4)
+    capsys.readouterr()
+    assert hydra_app.main("eval", [str(run.path), "eval.split=validation"]) == 0
+    said = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said == {"val loss": f"{seen[2, 'val_loss']:.4f}", "val accuracy": f"{right / 144:.4f}"}
 
 
 def test_eval_of_another_network_is_refused(config):

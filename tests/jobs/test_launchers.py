@@ -108,8 +108,8 @@ def test_a_sweep_with_twins_and_failures_typed_twice(
 
 
 # Under Ray, on a busy machine, the summary lacked the signal once in two.
-@pytest.mark.long
-@pytest.mark.parametrize("launcher", NAMES, indirect=True)
+@pytest.mark.slow
+@under
 def test_ctrl_c_leaves_checkpoints_that_go_on(
     launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

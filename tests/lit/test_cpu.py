@@ -37,7 +37,8 @@ def test_blocks_of_one_step_serve_the_next() -> None:
     if not told:
         pytest.skip("no glibc, whose options these are")
     _, plain = page_faults("leave")
-    assert plain > 20 * 9216, "what the options are for does not happen here"
+    if plain < 20 * 9216:  # 20 blocks of 36 MiB in pages of 4 KiB
+        pytest.skip("what the options are for does not happen here: the system gives larger pages")
     assert kept < plain / 5
 
 

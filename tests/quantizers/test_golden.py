@@ -95,7 +95,10 @@ def test_the_numbers_are_those_of_this_version(key: str, node: dict[str, Any], r
         f"{FILE.name} holds no numbers of {key}. Is its maths new, or its version? Check them against the "
         f"paper's formulas by a test, then add them: {REWRITE}=1 python -m pytest tests/quantizers/test_golden.py"
     )
+    lost = {case for case in known.get(key, {}) if case.startswith(f"{role}, ")} - now.keys()
+    assert not lost, f"{key} no longer takes what finished runs of this version have: {', '.join(sorted(lost))}"
     for case, lists in now.items():
+        assert lists.keys() == known[key][case].keys(), f"{key}, {case}: other parameters are learned"
         for name, values in lists.items():
             assert values == pytest.approx(known[key][case][name], rel=2e-6, abs=2e-6), (
                 f"{key}, {case}: {name} moved. Finished runs carry this version in their identity: raise "

@@ -82,18 +82,12 @@ def regression(levels: int) -> tuple[float, float]:
     return 1 / slope, -intercept / slope
 
 
-# Computed once, independently of this file. For the uniform density the optimum is 2 (1 - 1 / levels) exactly.
-@pytest.mark.parametrize(
-    ("levels", "expected"),
-    [
-        (4, [1.500, 1.752, 1.872, 1.953, 2.064, 2.307]),
-        (8, [1.750, 2.226, 2.571, 2.805, 3.035, 3.618]),
-        (16, [1.875, 2.518, 3.151, 3.649, 3.959, 4.887]),
-    ],
-)
-def test_the_optimal_levels(levels: int, expected: list[float]) -> None:
-    assert optima(levels) == pytest.approx(expected, abs=4e-3)
-    assert optima(levels)[0] == pytest.approx(2 * (1 - 1 / levels), abs=1e-4)
+# The steps that J. Max printed for N(0, 1): "Quantizing for minimum distortion", 1960, table II.
+@pytest.mark.parametrize(("levels", "step"), [(4, 0.9957), (8, 0.5860), (16, 0.3352)])
+def test_the_optimal_levels_of_uniform_and_gaussian_weights(levels: int, step: float) -> None:
+    found = dict(zip(DISTRIBUTIONS, optima(levels), strict=True))
+    assert found["uniform"] == pytest.approx(2 * (1 - 1 / levels), abs=1e-4)
+    assert found["Gauss"] * moments("Gauss")[0] == pytest.approx(step * (levels - 1) / 2, rel=2e-4)
 
 
 # The moment ratios are the heights of the points in the paper's figure.

@@ -96,6 +96,17 @@ def test_the_command_takes_it_and_a_published_table_refuses_it(
         main(["pact/table1", "--across", "bits"])
 
 
+@pytest.mark.parametrize("how", [["--across", "bits"], ["--against", "dorefa"]])
+def test_another_metric_is_shown_in_every_kind_of_table(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    make_run("pact", 4, 0, 0.625)
+    make_run("dorefa", 4, 0, 0.75)
+    assert main([str(tmp_path), *how, "--metric", "test_loss", "--format", "markdown"]) == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.split("|")]
+    assert "0.375" in cells and "0.25" in cells and "62.50" not in cells
+
+
 def test_a_setting_that_is_none_of_quantization_is_the_float_networks_own(make_run: Make, tmp_path: Path) -> None:
     make_run("none", 32, 0, 0.95)
     make_run("pact", 4, 0, 0.9)

@@ -308,7 +308,7 @@ def test_by_the_seed_there_is_a_row_for_each(make_run: MakeRun, tmp_path: Path) 
     assert [group.keys["seed"] for group in groups] == ["0", "1", "2"]
 
 
-RECORD = Path(__file__).parents[2] / "outputs/results/pact/records/resnet20-cifar10-pact-w4a4-s0-af94b2e8"
+RUN = Path("run")
 
 
 def under(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
@@ -319,18 +319,18 @@ def under(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 def test_keys_that_came_later_split_no_group_of_one_identity() -> None:
     """A setting that an identity takes for absent has to be absent for the tables, too."""
-    earlier = yaml.safe_load((RECORD / "config.yaml").read_text())
+    earlier = yaml.safe_load(Path(__file__).with_name("earlier.yaml").read_text())
     words = ("model=resnet20", "dataset=cifar10", "quantizer=pact", "bits=4", "schedule=multistep")
     today = under(compose(*words), earlier)
     assert identity(parse(today), {}) == identity(parse(earlier), {})
     assert today["task"].keys() > earlier["task"].keys()
-    one, other = (facts(Run(RECORD, "done", plain, {}, None, {})) for plain in (earlier, today))
+    one, other = (facts(Run(RUN, "done", plain, {}, None, {})) for plain in (earlier, today))
     assert one.recipe == other.recipe
 
 
 def test_a_digits_shape_that_says_what_its_absence_says_is_no_difference() -> None:
     shown = [
-        facts(Run(RECORD, "done", compose(f"dataset.shape={shape}"), {}, None, {}))
+        facts(Run(RUN, "done", compose(f"dataset.shape={shape}"), {}, None, {}))
         for shape in ("null", "[1,8,8]", "[3,32,32]")
     ]
     assert shown[0].recipe == shown[1].recipe != shown[2].recipe
@@ -375,7 +375,7 @@ def test_what_is_computed_from_a_result(make_run: Callable[..., Path], tmp_path:
 
 def test_another_version_of_shift_based_batch_norm_is_another_row_of_float_networks_too() -> None:
     ran = [
-        facts(Run(RECORD, "done", compose("quantizer=none"), {}, None, {}, identity=identity))
+        facts(Run(RUN, "done", compose("quantizer=none"), {}, None, {}, identity=identity))
         for identity in ({}, {"versions": {"shift_norm": 1}}, {"versions": {"shift_norm": 2}})
     ]
     assert ran[0].recipe == ran[1].recipe

@@ -409,3 +409,13 @@ def test_a_figure_shows_its_cells_in_percent_with_their_intervals(make_run: Make
     bars = [part for one in axes for part in one.collections if part.get_gid() == "interval"]
     (bar,) = [segment for part in bars for segment in part.get_segments()]
     assert bar[:, 0].tolist() == pytest.approx([91.0 - 2.48414, 91.0 + 2.48414], abs=1e-3)
+
+
+def test_runs_of_one_cell_are_told_apart_by_what_they_did_otherwise(make_run: MakeRun, tmp_path: Path) -> None:
+    for changes in ({}, {"alpha_regularization.lambda_alpha": 0.1}, {"optimizer.lr": 0.05}):
+        make_run("pact", 2, 0, 0.9, **changes)
+    (axes,) = cells_figure(load_artefact("pact/fig9"), find_runs(tmp_path)).axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    of_cell = [label for label in labels if label.startswith("neither quantized")]
+    assert len(of_cell) == len(set(of_cell)) == 3
+    assert any("lambda_alpha=0.1" in label for label in of_cell)
