@@ -23,7 +23,8 @@ ROUNDING, SHOWN = 1e-6, 1e-4
 def run(config: Config) -> dict[str, Any]:
     """Print loss and accuracy of `eval.run` (or of the network composed here) on `eval.split`.
 
-    A run's test accuracy is compared with its result.json. With `engine.load` neither a run's checkpoint nor
+    A run's test accuracy is compared with its result.json; where packed bits give another one, that of the float
+    layers is, which made the record. With `engine.load` neither a run's checkpoint nor
     `model.weights` is needed: the packed file holds the whole network.
 
     Returns:
@@ -64,6 +65,12 @@ def run(config: Config) -> dict[str, Any]:
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):{width}} {value:.4f}")
     matches, message = _compare(folder, metrics, primary) if folder is not None else (None, "")
+    if folder is not None and matches is False and config.engine.name == "xnor" and packed is None:
+        # Float layers made the record. Their sums may round to another side of a threshold than integers do, as
+        # the proof counts; that they still give the record is what is left to see.
+        floats = evaluate(network, source, config, config.eval.split)
+        matches, message = _compare(folder, floats, primary)
+        message = f"by float layers {floats[primary]:.4f}, {message}"
     if message:
         print(message)
     return {

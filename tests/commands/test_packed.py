@@ -49,6 +49,31 @@ def test_a_run_evaluates_the_same_on_bits_and_from_the_file_it_packs(
         assert re.search(rf"test accuracy +{accuracy:.4f}", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("recorded", "status", "verdict"), [(None, 0, "the same as in"), (0.5, 1, "NOT the 0.5000 of")]
+)
+def test_where_bits_give_another_number_the_record_is_the_float_layers(
+    recorded: float | None,
+    status: int,
+    verdict: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["quantizer=qnn_binary", "bits=1", "epochs=1", "model.hidden=[16]", "logger=none"]
+    assert main(["train", *words, f"output_dir={tmp_path}"]) == 0
+    (file,) = tmp_path.rglob("result.json")
+    result = json.loads(file.read_text())
+    accuracy = result["metrics"]["test_accuracy"]
+    if recorded is not None:
+        file.write_text(json.dumps(result | {"metrics": {**result["metrics"], "test_accuracy": recorded}}))
+    monkeypatch.setattr(packed, "evaluate_packed", lambda *_: {"test_accuracy": accuracy + 0.25})
+    capsys.readouterr()
+    assert main(["eval", str(file.parent), "engine=xnor"]) == status
+    said = capsys.readouterr().out
+    assert f"test accuracy  {accuracy + 0.25:.4f}\nby float layers {accuracy:.4f}, {verdict}" in said
+
+
 @pytest.mark.parametrize("way", ["a proof that fails", "no samples"])
 def test_what_is_not_proved_is_not_saved(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, file = packed.prove, tmp_path / "packed.safetensors"
