@@ -24,8 +24,8 @@ def run(config: Config) -> dict[str, Any]:
     """Print loss and accuracy of `eval.run` (or of the network composed here) on `eval.split`.
 
     A run's test accuracy is compared with its result.json; where packed bits give another one, that of the float
-    layers is, which made the record. With `engine.load` neither a run's checkpoint nor
-    `model.weights` is needed: the packed file holds the whole network.
+    layers is, which made the record. With `engine.load` neither a run's checkpoint nor `model.weights` is needed:
+    the packed file holds the whole network.
 
     Returns:
         `path`, `status` (done; failed where the run's record has another number, with a `message`), `metrics`,
@@ -64,8 +64,8 @@ def run(config: Config) -> dict[str, Any]:
     width = max(map(len, metrics)) + 1
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):{width}} {value:.4f}")
-    matches, message = _compare(folder, metrics, primary) if folder is not None else (None, "")
-    if folder is not None and matches is False and config.engine.name == "xnor" and packed is None:
+    matches, message = _compare(folder, metrics, primary)
+    if matches is False and config.engine.name == "xnor" and packed is None:
         # Float layers made the record. Their sums may round to another side of a threshold than integers do, as
         # the proof counts; that they still give the record is what is left to see.
         floats = evaluate(network, source, config, config.eval.split)
@@ -102,11 +102,11 @@ def load_run(network: Any, folder: RunDirectory) -> None:
         ) from error
 
 
-def _compare(folder: RunDirectory, metrics: dict[str, float], primary: str) -> tuple[bool | None, str]:
+def _compare(folder: RunDirectory | None, metrics: dict[str, float], primary: str) -> tuple[bool | None, str]:
     """Return whether the run's record has this number, and that in words; None without such a record."""
-    result = folder.read_result()
+    result = None if folder is None else folder.read_result()
     recorded = ((result or {}).get("metrics") or {}).get(primary)
-    if recorded is None or not primary.startswith("test_"):
+    if folder is None or recorded is None or not primary.startswith("test_"):
         return None, ""
     matches = _same(recorded, metrics[primary], primary)
     verdict = "the same as in" if matches else f"NOT the {recorded:.4f} of"
